@@ -1,0 +1,226 @@
+"""The settings model: every option of loradock, its default, its environment variable and its bounds.
+
+Precedence: command-line flag, then `LORADOCK_*` environment variable, then `loradock.toml`, then default. An unknown key
+is an error in all three. `load_settings` returns the settings together with the origin of each value.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+ENV_PREFIX = "LORADOCK_"
+SETTINGS_FILE = "loradock.toml"
+EMBEDDED = "embedded"
+NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"
+ALLOWED_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+
+
+class SettingsError(ValueError):
+    """A setting is unknown, malformed or contradicts another; the message names the key and is one line."""
+
+
+class EngineSettings(BaseModel):
+    """One engine: one base model behind one URL. Engines are listed from the weakest tier to the strongest."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(pattern=NAME_PATTERN, description="name of the tier")
+    kind: Literal["vllm", "vllm-remote", "openai"] = Field(
+        "vllm",
+        description="vllm: started and watched by us; vllm-remote: a stock vLLM server by URL, adapters loaded over its "
+        "own routes; openai: any OpenAI-compatible upstream, base tier only",
+    )
+    model: str = Field(EMBEDDED, description="'embedded', a folder, a hub id, or the upstream's model name")
+    served_name: str | None = Field(None, description="public name of the base; default: last part of `model`")
+    base_aliases: tuple[str, ...] = Field((), description="further names under which adapters may record this base")
+    profile: str = Field("auto", description="engine profile of configs/profiles, or 'auto' by what the machine has")
+    url: str | None = Field(None, description="base URL without /v1, for kinds vllm-remote and openai")
+    api_key_env: str | None = Field(None, description="environment variable that holds the upstream's key")
+    slots: int | None = Field(None, ge=1, le=4096, description="adapters resident at once; default: the profile's")
+    max_lora_rank: int | None = Field(None, description="largest rank accepted; default: the profile's")
+    args: dict[str, Any] = Field(default_factory=dict, description="further vLLM arguments, as in its CLI, `_` or `-`")
+    cost_per_mtok: float = Field(0.0, ge=0, description="USD per million tokens, for the router's utility")
+
+    @field_validator("max_lora_rank")
+    @classmethod
+    def _rank_is_allowed(cls, rank: int | None) -> int | None:
+        if rank is not None and rank not in ALLOWED_RANKS:
+            raise ValueError(f"must be one of {', '.join(map(str, ALLOWED_RANKS))}")
+        return rank
+
+    @model_validator(mode="after")
+    def _url_fits_kind(self) -> EngineSettings:
+        if self.kind == "vllm" and self.url:
+            raise ValueError("kind 'vllm' is started by loradock and takes no url; use kind 'vllm-remote'")
+        if self.kind != "vllm" and not self.url:
+            raise ValueError(f"kind '{self.kind}' needs a url")
+        return self
+
+    @property
+    def base_name(self) -> str:
+        """Public name of the base model, as `/v1/models` lists it."""
+        if self.served_name:
+            return self.served_name
+        return "loradock-tiny" if self.model == EMBEDDED else self.model.rstrip("/").rsplit("/", 1)[-1]
+
+
+class Settings(BaseSettings):
+    """Everything that can be set. Times end in their unit; sizes are in bytes."""
+
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="forbid", frozen=True, env_nested_delimiter="__")
+
+    host: str = Field("127.0.0.1", description="address to listen on; others than loopback need API keys")
+    port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 picks a free one")
+    home: Path = Field(Path("~/.loradock"), description="folder of all state: adapters, database, logs")
+    database_url: str | None = Field(None, description="SQLAlchemy URL; default: SQLite in `home`")
+    engine: str = Field("auto", description="shorthand for one engine: auto, cpu, gpu, a profile, or a vLLM server's URL")
+    engines: tuple[EngineSettings, ...] = Field((), description="engines, weakest tier first; overrides `engine`")
+    workers: int = Field(1, ge=1, le=256, description="gateway processes")
+
+    cold_wait_ms: int = Field(2000, ge=0, description="longest wait for a cold adapter, with cold_policy=fallback")
+    cold_policy: Literal["fallback", "wait"] = Field("fallback", description="after cold_wait_ms: the base, or wait on")
+    cold_timeout_s: float = Field(60.0, gt=0, description="longest wait for a cold adapter at all")
+    prefetch: bool = Field(True, description="load champions of agents before their first request")
+
+    max_body_bytes: int = Field(8 << 20, ge=1024, description="largest request body")
+    max_inflight: int = Field(256, ge=1, description="requests running at once in one gateway process")
+    max_queued: int = Field(256, ge=0, description="requests waiting for a turn; more get 429")
+    queue_timeout_s: float = Field(30.0, gt=0, description="longest wait for a turn before 429")
+    engine_wait_s: float = Field(20.0, ge=0, description="longest wait for a restarting engine before 503")
+    request_timeout_s: float = Field(600.0, gt=0, description="longest silence of an engine within one request")
+    shutdown_grace_s: float = Field(30.0, ge=0, description="time that running streams get at shutdown")
+
+    api_keys_file: Path | None = Field(None, description="TOML file of hashed API keys; default: `home`/api_keys.toml")
+    agents_dir: Path | None = Field(None, description="folder of further agent presets (YAML)")
+    demo: bool = Field(True, description="register the demo adapters when the embedded base is served")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="verbosity of the log")
+
+    @field_validator("home", "api_keys_file", "agents_dir", mode="after")
+    @classmethod
+    def _expand_user(cls, path: Path | None) -> Path | None:
+        return path.expanduser().absolute() if path is not None else None
+
+    @model_validator(mode="after")
+    def _engine_names_differ(self) -> Settings:
+        for what, names in (
+            ("engine", [engine.name for engine in self.engines]),
+            ("base model", [engine.base_name for engine in self.engines]),
+        ):
+            if len(names) != len(set(names)):
+                raise ValueError(f"engines: every {what} name must differ, got {', '.join(names)}")
+        return self
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Environment only: flags and file are merged by `load_settings`, which also records origins."""
+        return (init_settings, env_settings)
+
+    @property
+    def resolved_engines(self) -> tuple[EngineSettings, ...]:
+        """The engines to run: `engines`, or the one that the shorthand `engine` means."""
+        if self.engines:
+            return self.engines
+        if self.engine.startswith(("http://", "https://")):
+            return (EngineSettings(name="remote", kind="vllm-remote", url=self.engine.rstrip("/"), model="remote"),)
+        return (EngineSettings(name="base", profile=self.engine),)
+
+    @property
+    def database(self) -> str:
+        """SQLAlchemy URL of the one database."""
+        return self.database_url or f"sqlite:///{self.home / 'loradock.db'}"
+
+    @property
+    def keys_file(self) -> Path:
+        """Where API keys (hashed) are read from."""
+        return self.api_keys_file or self.home / "api_keys.toml"
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether `host` is reachable from this machine only."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+
+@dataclass(frozen=True)
+class LoadedSettings:
+    """Settings with the origin of each value: 'flag', 'env LORADOCK_X', the file's path, or 'default'."""
+
+    settings: Settings
+    origins: Mapping[str, str]
+
+
+def load_settings(
+    flags: Mapping[str, Any] | None = None, file: Path | None = None, environ: Mapping[str, str] | None = None
+) -> LoadedSettings:
+    """Merge flags, environment and file into one validated `Settings`.
+
+    `flags` with value None count as not given. `file` defaults to `loradock.toml` in the current folder, if there.
+    Raises SettingsError with one line that names the key.
+    """
+    environ = os.environ if environ is None else environ
+    given = {key: value for key, value in (flags or {}).items() if value is not None}
+    from_env = {key: f"env {ENV_PREFIX}{key.upper()}" for key in _env_keys(environ)}
+    from_file, file_name = _read_file(file)
+    merged = {key: value for key, value in from_file.items() if key not in from_env} | given
+    try:
+        settings = Settings(**merged)
+    except ValidationError as error:
+        raise SettingsError(_one_line(error)) from error
+    origins = dict.fromkeys(Settings.model_fields, "default")
+    origins |= dict.fromkeys(from_file, file_name) | from_env | dict.fromkeys(given, "flag")
+    return LoadedSettings(settings, origins)
+
+
+def _env_keys(environ: Mapping[str, str]) -> list[str]:
+    keys = []
+    for variable in environ:
+        if not variable.startswith(ENV_PREFIX) or variable.startswith(f"{ENV_PREFIX}TEST_"):
+            continue
+        key = variable.removeprefix(ENV_PREFIX).lower().split("__")[0]
+        if key not in Settings.model_fields:
+            raise SettingsError(f"unknown setting {variable} in the environment")
+        keys.append(key)
+    return keys
+
+
+def _read_file(file: Path | None) -> tuple[dict[str, Any], str]:
+    path = file or Path(SETTINGS_FILE)
+    if file is None and not path.is_file():
+        return {}, ""
+    try:
+        return tomllib.loads(path.read_text()), str(path)
+    except FileNotFoundError:
+        raise SettingsError(f"settings file {path} does not exist") from None
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"{path}: {error}") from None
+
+
+def _one_line(error: ValidationError) -> str:
+    parts = []
+    for item in error.errors():
+        where = ".".join(str(part) for part in item["loc"]) or "settings"
+        if item["type"] == "extra_forbidden":
+            parts.append(f"unknown setting '{where}'")
+        else:
+            parts.append(f"{where}: {item['msg'].removeprefix('Value error, ')}")
+    return "; ".join(parts)
