@@ -7,15 +7,17 @@ is an error in all three. `load_settings` returns the settings together with the
 from __future__ import annotations
 
 import ipaddress
+import json
 import os
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 ENV_PREFIX = "LORADOCK_"
 SETTINGS_FILE = "loradock.toml"
@@ -26,6 +28,14 @@ ALLOWED_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 class SettingsError(ValueError):
     """A setting is unknown, malformed or contradicts another; the message names the key and is one line."""
+
+
+def _base_url(url: str) -> str:
+    """`url` without a trailing `/v1`, which people paste from client settings. Raises ValueError."""
+    parts = urlsplit(url)
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise ValueError("must be a URL such as http://host:8000")
+    return url.rstrip("/").removesuffix("/v1").rstrip("/")
 
 
 class EngineSettings(BaseModel):
@@ -57,6 +67,11 @@ class EngineSettings(BaseModel):
             raise ValueError(f"must be one of {', '.join(map(str, ALLOWED_RANKS))}")
         return rank
 
+    @field_validator("url")
+    @classmethod
+    def _url_is_http(cls, url: str | None) -> str | None:
+        return None if url is None else _base_url(url)
+
     @model_validator(mode="after")
     def _url_fits_kind(self) -> EngineSettings:
         if self.kind == "vllm" and self.url:
@@ -76,7 +91,7 @@ class EngineSettings(BaseModel):
 class Settings(BaseSettings):
     """Everything that can be set. Times end in their unit; sizes are in bytes."""
 
-    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="forbid", frozen=True, env_nested_delimiter="__")
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="forbid", frozen=True)
 
     host: str = Field("127.0.0.1", description="address to listen on; others than loopback need API keys")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 picks a free one")
@@ -109,6 +124,11 @@ class Settings(BaseSettings):
     def _expand_user(cls, path: Path | None) -> Path | None:
         return path.expanduser().absolute() if path is not None else None
 
+    @field_validator("engine")
+    @classmethod
+    def _engine_is_profile_or_url(cls, engine: str) -> str:
+        return _base_url(engine) if "://" in engine else engine
+
     @model_validator(mode="after")
     def _engine_names_differ(self) -> Settings:
         for what, names in (
@@ -128,16 +148,16 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Environment only: flags and file are merged by `load_settings`, which also records origins."""
-        return (init_settings, env_settings)
+        """What is passed in, alone: `load_settings` merges flags, environment and file, and records origins."""
+        return (init_settings,)
 
     @property
     def resolved_engines(self) -> tuple[EngineSettings, ...]:
         """The engines to run: `engines`, or the one that the shorthand `engine` means."""
         if self.engines:
             return self.engines
-        if self.engine.startswith(("http://", "https://")):
-            return (EngineSettings(name="remote", kind="vllm-remote", url=self.engine.rstrip("/"), model="remote"),)
+        if "://" in self.engine:
+            return (EngineSettings(name="remote", kind="vllm-remote", url=self.engine, model="remote"),)
         return (EngineSettings(name="base", profile=self.engine),)
 
     @property
@@ -179,28 +199,49 @@ def load_settings(
     """
     environ = os.environ if environ is None else environ
     given = {key: value for key, value in (flags or {}).items() if value is not None}
-    from_env = {key: f"env {ENV_PREFIX}{key.upper()}" for key in _env_keys(environ)}
+    from_env = _read_env(environ)
     from_file, file_name = _read_file(file)
-    merged = {key: value for key, value in from_file.items() if key not in from_env} | given
+    origins = dict.fromkeys(from_file, file_name)
+    origins |= {key: f"env {ENV_PREFIX}{key.upper()}" for key in from_env}
+    origins |= dict.fromkeys(given, "flag")
     try:
-        settings = Settings(**merged)
+        settings = Settings(**from_file | from_env | given)
     except ValidationError as error:
-        raise SettingsError(_one_line(error)) from error
-    origins = dict.fromkeys(Settings.model_fields, "default")
-    origins |= dict.fromkeys(from_file, file_name) | from_env | dict.fromkeys(given, "flag")
-    return LoadedSettings(settings, origins)
+        raise SettingsError(one_line(error, origins)) from None
+    return LoadedSettings(settings, dict.fromkeys(Settings.model_fields, "default") | origins)
 
 
-def _env_keys(environ: Mapping[str, str]) -> list[str]:
-    keys = []
-    for variable in environ:
+def one_line(error: ValidationError, origins: Mapping[str, str] | None = None) -> str:
+    """All that is wrong, key by key, on one line; `origins` tells where a key's value came from."""
+    parts = []
+    for item in error.errors(include_url=False):
+        where = ".".join(str(part) for part in item["loc"]) or "settings"
+        origin = (origins or {}).get(where.split(".")[0])
+        problem = f"{where}: {item['msg'].removeprefix('Value error, ')}"
+        if item["type"] == "extra_forbidden":
+            problem = f"unknown setting '{where}'"
+        parts.append(f"{problem} (from {origin})" if origin else problem)
+    return " ".join("; ".join(parts).split())
+
+
+def _read_env(environ: Mapping[str, str]) -> dict[str, Any]:
+    """Values of `LORADOCK_*` by key; an empty variable counts as not given, lists are JSON."""
+    lowered = {}
+    for variable, value in environ.items():
         if not variable.startswith(ENV_PREFIX) or variable.startswith(f"{ENV_PREFIX}TEST_"):
             continue
-        key = variable.removeprefix(ENV_PREFIX).lower().split("__")[0]
-        if key not in Settings.model_fields:
+        if variable.removeprefix(ENV_PREFIX).lower() not in Settings.model_fields:
             raise SettingsError(f"unknown setting {variable} in the environment")
-        keys.append(key)
-    return keys
+        if value.strip():
+            lowered[variable.lower()] = value
+    if text := lowered.get(f"{ENV_PREFIX}ENGINES".lower()):
+        try:
+            json.loads(text)
+        except ValueError as error:
+            raise SettingsError(f"engines: not a JSON list of engines (from env {ENV_PREFIX}ENGINES): {error}") from None
+    source = EnvSettingsSource(Settings)
+    source.env_vars = lowered
+    return source()
 
 
 def _read_file(file: Path | None) -> tuple[dict[str, Any], str]:
@@ -208,19 +249,10 @@ def _read_file(file: Path | None) -> tuple[dict[str, Any], str]:
     if file is None and not path.is_file():
         return {}, ""
     try:
-        return tomllib.loads(path.read_text()), str(path)
+        return tomllib.loads(path.read_text(encoding="utf-8")), str(path)
     except FileNotFoundError:
         raise SettingsError(f"settings file {path} does not exist") from None
-    except tomllib.TOMLDecodeError as error:
+    except OSError as error:
+        raise SettingsError(f"settings file {path} cannot be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path}: {error}") from None
-
-
-def _one_line(error: ValidationError) -> str:
-    parts = []
-    for item in error.errors():
-        where = ".".join(str(part) for part in item["loc"]) or "settings"
-        if item["type"] == "extra_forbidden":
-            parts.append(f"unknown setting '{where}'")
-        else:
-            parts.append(f"{where}: {item['msg'].removeprefix('Value error, ')}")
-    return "; ".join(parts)
