@@ -55,6 +55,10 @@ class Engine(Protocol):
     """name of the tier"""
     base_name: str
     """public name of the base model, as clients write it"""
+    upstream_model: str
+    """name of the base model that the engine wants in a body's `model`"""
+    cost_per_mtok: float
+    """USD per million tokens"""
     slots: int
     """adapters resident at once; 0 where the engine takes none"""
     max_lora_rank: int

@@ -1,0 +1,167 @@
+"""API keys: kept as SHA-256 hashes in a TOML file, checked on every route but `/health`.
+
+A key is 256 random bits, so one unsalted hash is enough: there is no dictionary to try. The file is read again when it
+changes, so that a key can be added or revoked without a restart.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import time
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from configs.settings import NAME_PATTERN, Settings, SettingsError
+from serving.errors import Forbidden, Unauthorized
+
+KEY_PREFIX = "ld-"
+RELOAD_S = 1.0
+
+
+class _StoredKey(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(pattern=NAME_PATTERN)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    admin: bool = False
+
+
+class _KeysFile(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    keys: tuple[_StoredKey, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who sends a request: the key's name, or `local` where no keys are configured."""
+
+    name: str
+    admin: bool
+
+
+LOCAL = Caller("local", admin=True)
+
+
+class KeyRing:
+    """The configured keys. Raises SettingsError when the file is malformed; a missing file means no keys."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._stamp: tuple[int, int] | None = None
+        self._checked = 0.0
+        self._callers: dict[str, Caller] = {}
+        self._load()
+
+    def __bool__(self) -> bool:
+        return bool(self._callers)
+
+    def callers(self) -> list[Caller]:
+        """Names and rights of all keys."""
+        return list(self._callers.values())
+
+    def identify(self, authorization: str | None) -> Caller:
+        """The caller behind an `Authorization` header. Raises Unauthorized."""
+        self._reload_if_changed()
+        if not self._callers:
+            return LOCAL
+        scheme, _, token = (authorization or "").partition(" ")
+        if scheme.lower() != "bearer" or not token:
+            raise Unauthorized("an API key is needed: send it as 'Authorization: Bearer KEY'")
+        caller = self._callers.get(_hash(token.strip()))
+        if caller is None:
+            raise Unauthorized("the API key is not valid")
+        return caller
+
+    def _reload_if_changed(self) -> None:
+        now = time.monotonic()
+        if now - self._checked >= RELOAD_S:
+            self._checked = now
+            if _stamp(self._path) != self._stamp:
+                self._load()
+
+    def _load(self) -> None:
+        self._stamp = _stamp(self._path)
+        self._callers = {key.sha256: Caller(key.name, key.admin) for key in _read(self._path).keys}
+
+
+def require_admin(caller: Caller) -> None:
+    """Raises Forbidden unless `caller` may change adapters."""
+    if not caller.admin:
+        raise Forbidden("this route needs an admin key")
+
+
+def check_binding(settings: Settings, keys: KeyRing) -> None:
+    """Raises SettingsError when the endpoint would be open to others without a key."""
+    if not settings.is_loopback and not keys:
+        raise SettingsError(
+            f"host {settings.host} is reachable from other machines and no API keys are configured: "
+            "create one with 'loradock keys add NAME --admin', or listen on 127.0.0.1"
+        )
+
+
+def add_key(path: Path, name: str, *, admin: bool) -> str:
+    """Create a key called `name`, store its hash in `path`, and return the key, which is not kept anywhere."""
+    stored = _read(path).keys
+    if any(key.name == name for key in stored):
+        raise SettingsError(f"a key named '{name}' exists already")
+    token = KEY_PREFIX + secrets.token_urlsafe(32)
+    _write(path, (*stored, _validated(name, token, admin)))
+    return token
+
+
+def remove_key(path: Path, name: str) -> None:
+    """Revoke the key called `name`. Raises SettingsError if there is none."""
+    stored = _read(path).keys
+    kept = tuple(key for key in stored if key.name != name)
+    if len(kept) == len(stored):
+        raise SettingsError(f"no key is named '{name}'")
+    if not kept:
+        # An empty file would open every route again to whoever reaches the port.
+        raise SettingsError(f"'{name}' is the last key; add another first, or delete {path} to need none")
+    _write(path, kept)
+
+
+def _validated(name: str, token: str, admin: bool) -> _StoredKey:
+    try:
+        return _StoredKey(name=name, sha256=_hash(token), admin=admin)
+    except ValidationError:
+        raise SettingsError(f"'{name}' is not a valid key name (lower-case letters, digits, '.', '_', '-')") from None
+
+
+def _hash(token: str) -> str:
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    try:
+        stat = path.stat()
+    except FileNotFoundError:
+        return None
+    return stat.st_mtime_ns, stat.st_size
+
+
+def _read(path: Path) -> _KeysFile:
+    try:
+        return _KeysFile.model_validate(tomllib.loads(path.read_text()))
+    except FileNotFoundError:
+        return _KeysFile()
+    except (tomllib.TOMLDecodeError, ValidationError) as error:
+        raise SettingsError(f"{path}: {str(error).splitlines()[0]}") from None
+
+
+def _write(path: Path, keys: tuple[_StoredKey, ...]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = "# API keys of loradock: only hashes are kept. Managed by 'loradock keys'.\n"
+    for key in keys:
+        text += f'\n[[keys]]\nname = "{key.name}"\nsha256 = "{key.sha256}"\nadmin = {str(key.admin).lower()}\n'
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w") as stream:
+        stream.write(text)
+    temporary.replace(path)

@@ -1,0 +1,160 @@
+"""The ASGI app, built from a `Gateway`: inference as raw ASGI, everything else as FastAPI routes."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from adapters_registry.errors import RegistryError
+from serving.errors import BadRequest, BodyTooLarge, ServingError, Unprocessable, from_registry
+from serving.gateway.adapters import adapters_router
+from serving.gateway.body import PROMPT_FIELD
+from serving.gateway.catalogue import catalogue_router
+from serving.gateway.exchange import Reply, headers_of, request_id, text
+from serving.gateway.inference import Inference
+from serving.gateway.probes import probes_router
+from serving.gateway.state import Gateway
+
+log = logging.getLogger(__name__)
+
+OPEN_PATHS = frozenset({"/health"})
+"""the only paths that need no key where keys are configured"""
+
+
+def create_app(gateway: Gateway) -> FastAPI:
+    """The endpoint. Its lifespan starts and stops `gateway`."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        await gateway.start()
+        try:
+            yield
+        finally:
+            await gateway.stop()
+
+    app = FastAPI(title="loradock", lifespan=lifespan, docs_url="/docs", redoc_url=None)
+    inference = Inference(gateway)
+    for path in PROMPT_FIELD:
+        app.router.routes.append(Route(path, inference, methods=["POST"]))
+    for router in (probes_router(gateway), catalogue_router(gateway), adapters_router(gateway)):
+        app.include_router(router)
+    app.add_exception_handler(ServingError, _serving_error)
+    app.add_exception_handler(RegistryError, _registry_error)
+    app.add_exception_handler(RequestValidationError, _validation_error)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(Exception, _unexpected_error)
+    app.add_middleware(Front, gateway=gateway)
+    return app
+
+
+class Front:
+    """Around everything that is not inference: the caller, the request id, the body's size, the count.
+
+    Inference does the same for itself, closer to its work.
+    """
+
+    def __init__(self, app: ASGIApp, gateway: Gateway) -> None:
+        self._app = app
+        self._gateway = gateway
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or (scope["path"] in PROMPT_FIELD and scope["method"] == "POST"):
+            await self._app(scope, receive, send)
+            return
+        began = time.perf_counter()
+        headers = headers_of(scope)
+        reply = Reply(send, request_id(headers))
+        status = 0
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message.get("headers", ()), *reply.headers]
+            await send(message)
+
+        try:
+            if scope["path"] not in OPEN_PATHS:
+                caller = self._gateway.keys.identify(text(headers.get(b"authorization")))
+                scope.setdefault("state", {})["caller"] = caller
+            self._check_length(headers.get(b"content-length"))
+            await self._app(scope, self._bounded(receive), send_with_id)
+        except ServingError as error:
+            status = error.status
+            await reply.fail(error)
+        finally:
+            self._gateway.metrics.request(_template(scope), status, time.perf_counter() - began)
+
+    def _check_length(self, length: bytes | None) -> None:
+        limit = self._gateway.settings.max_body_bytes
+        if length and length.isdigit() and int(length) > limit:
+            raise BodyTooLarge(f"the request body is larger than the limit of {limit} bytes")
+
+    def _bounded(self, receive: Receive) -> Receive:
+        limit, read = self._gateway.settings.max_body_bytes, 0
+
+        async def bounded() -> Message:
+            nonlocal read
+            message = await receive()
+            read += len(message.get("body", b""))
+            if read > limit:
+                raise BodyTooLarge(f"the request body is larger than the limit of {limit} bytes")
+            return message
+
+        return bounded
+
+
+def _template(scope: Scope) -> str:
+    """The route's path with its parameters unfilled, so that metrics have few labels."""
+    route = scope.get("route")
+    return getattr(route, "path", "other")
+
+
+def _answer(error: ServingError) -> Response:
+    return Response(error.envelope(), error.status, dict(error.headers), media_type="application/json")
+
+
+async def _serving_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ServingError)  # noqa: S101 - registered for this type
+    return _answer(error)
+
+
+async def _registry_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RegistryError)  # noqa: S101 - registered for this type
+    return _answer(from_registry(error))
+
+
+async def _validation_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)  # noqa: S101 - registered for this type
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"] if part != "body") or None
+    if first["type"] == "json_invalid":
+        return _answer(BadRequest("the request body is not valid JSON", code="invalid_json"))
+    message = f"'{where}': {first['msg']}" if where else str(first["msg"])
+    return _answer(Unprocessable(message, param=where, code=first["type"]))
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)  # noqa: S101 - registered for this type
+    failure = ServingError(error.detail, status=error.status_code)
+    failure.type = "invalid_request_error" if error.status_code < 500 else "server_error"
+    if error.status_code in (404, 405):
+        failure.message = f"{request.method} {request.url.path}: {error.detail.lower()}"
+        failure.code = "unknown_url"
+    answer = _answer(failure)
+    answer.headers.update(error.headers or {})
+    return answer
+
+
+async def _unexpected_error(request: Request, error: Exception) -> Response:
+    log.error("request %s %s failed", request.method, request.url.path, exc_info=error)
+    return _answer(ServingError(f"internal error: {type(error).__name__}", code="internal_error"))

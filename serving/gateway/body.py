@@ -1,0 +1,157 @@
+"""The request body: only what routing needs is parsed, everything else keeps its bytes.
+
+A body becomes a dict from field name to raw JSON (`msgspec.Raw`), so that replacing `model` leaves every other value as the
+client wrote it, whatever field it is.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from router.task import Task
+from serving.errors import BadRequest, BodyTooLarge
+
+Fields = dict[str, msgspec.Raw]
+
+_decode_fields = msgspec.json.Decoder(Fields).decode
+_decode_any = msgspec.json.Decoder().decode
+_encode = msgspec.json.Encoder().encode
+
+PROMPT_FIELD = {
+    "/v1/chat/completions": "messages",
+    "/v1/completions": "prompt",
+    "/v1/responses": "input",
+    "/v1/embeddings": "input",
+}
+"""which field of each endpoint holds the task"""
+
+
+class ParsedBody:
+    """A request body, checked as far as routing reads it.
+
+    Raises BadRequest naming the field when the body is no JSON object, `model` is missing or empty, the prompt field is
+    missing or empty, or one of the fields that routing reads has the wrong type.
+    """
+
+    __slots__ = ("fields", "messages", "metadata", "model", "path", "prompt", "stream", "tools", "user", "wants_usage")
+
+    def __init__(self, path: str, raw: bytes) -> None:
+        self.path = path
+        self.fields = _parse_fields(raw)
+        self.model: str = self._read("model", str, "a string")
+        if not self.model:
+            raise BadRequest("you must provide a model parameter", param="model", code="missing_required_parameter")
+        self.stream: bool = bool(self._read("stream", bool, "a boolean"))
+        self.metadata: dict[str, Any] = self._read("metadata", dict, "an object") or {}
+        self.user: str | None = self._read("user", str, "a string")
+        self.tools: bool = bool(self._read("tools", list, "an array"))
+        options = self._read("stream_options", dict, "an object") or {}
+        self.wants_usage: bool = bool(options.get("include_usage"))
+        self.messages: list[dict[str, Any]] = []
+        self.prompt: str | list[Any] | None = None
+        self._read_prompt()
+
+    def _read(self, name: str, kind: type, what: str) -> Any:
+        raw = self.fields.get(name)
+        if raw is None:
+            return None
+        value = _decode_any(raw)
+        if value is not None and not isinstance(value, kind):
+            raise BadRequest(f"'{name}' must be {what}", param=name, code="invalid_type")
+        return value
+
+    def _read_prompt(self) -> None:
+        name = PROMPT_FIELD[self.path]
+        raw = self.fields.get(name)
+        value = None if raw is None else _decode_any(raw)
+        if value is None or value in ("", []):
+            raise BadRequest(f"'{name}' must not be empty", param=name, code="missing_required_parameter")
+        if name == "messages":
+            self.messages = _check_messages(value, name)
+        elif isinstance(value, list) and isinstance(value[0], dict):
+            self.messages = value
+        elif isinstance(value, (str, list)):
+            self.prompt = value
+        else:
+            raise BadRequest(f"'{name}' must be a string or an array", param=name, code="invalid_type")
+
+    def task(self, *, agent: str | None, session: str | None, owner: str) -> Task:
+        """What the router looks at; `agent` and `session` are the headers', which go before `metadata`'s."""
+        agent = agent or self._metadata_text("agent")
+        session = session or self._metadata_text("session_id")
+        if self.prompt is not None:
+            return Task.from_prompt(self.prompt, model=self.model, agent=agent, session=session, owner=owner)
+        instructions = self._read("instructions", str, "a string") if self.path == "/v1/responses" else None
+        return Task.from_messages(
+            self.messages,
+            model=self.model,
+            instructions=instructions,
+            has_tools=self.tools,
+            agent=agent,
+            session=session,
+            owner=owner,
+        )
+
+    def _metadata_text(self, name: str) -> str | None:
+        value = self.metadata.get(name)
+        if value is not None and not isinstance(value, str):
+            raise BadRequest(f"'metadata.{name}' must be a string", param=f"metadata.{name}", code="invalid_type")
+        return value
+
+    def for_engine(self, model: str, *, ask_usage: bool) -> bytes:
+        """The body to send on: `model` replaced, and the usage of a stream asked for where the client did not."""
+        fields: dict[str, Any] = {**self.fields, "model": model}
+        if ask_usage:
+            options = self._read("stream_options", dict, "an object") or {}
+            fields["stream_options"] = {**options, "include_usage": True}
+        return _encode(fields)
+
+
+def _parse_fields(raw: bytes) -> Fields:
+    try:
+        return _decode_fields(raw)
+    except msgspec.ValidationError:
+        raise BadRequest("the request body must be a JSON object", code="invalid_json") from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise BadRequest(f"the request body is not valid JSON: {error}", code="invalid_json") from None
+
+
+def _check_messages(value: Any, name: str) -> list[dict[str, Any]]:
+    if not isinstance(value, list):
+        raise BadRequest(f"'{name}' must be an array", param=name, code="invalid_type")
+    for index, message in enumerate(value):
+        if not isinstance(message, dict):
+            raise BadRequest(f"'{name}[{index}]' must be an object", param=f"{name}.{index}", code="invalid_type")
+        if not isinstance(message.get("role"), str):
+            raise BadRequest(
+                f"'{name}[{index}].role' must be a string",
+                param=f"{name}.{index}.role",
+                code="missing_required_parameter",
+            )
+    return value
+
+
+async def read_body(receive: Any, content_length: int | None, limit: int) -> bytes:
+    """The whole request body. Raises BodyTooLarge over `limit` bytes, before reading where the length is told."""
+    if content_length is not None and content_length > limit:
+        raise _too_large(limit)
+    message = await receive()
+    body: bytes = message.get("body", b"")
+    if not message.get("more_body", False):
+        if len(body) > limit:
+            raise _too_large(limit)
+        return body
+    parts, size = [body], len(body)
+    while message.get("more_body", False):
+        message = await receive()
+        parts.append(message.get("body", b""))
+        size += len(parts[-1])
+        if size > limit:
+            raise _too_large(limit)
+    return b"".join(parts)
+
+
+def _too_large(limit: int) -> BodyTooLarge:
+    return BodyTooLarge(f"the request body is larger than the limit of {limit} bytes")

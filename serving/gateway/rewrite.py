@@ -1,0 +1,146 @@
+"""The answer's body: `model` becomes what the client sent, and usage is read on the way through.
+
+Only whole server-sent events are passed on, so that a name is never cut by the network; nothing else is held back.
+"""
+
+from __future__ import annotations
+
+import re
+
+import msgspec
+
+DONE = b"data: [DONE]"
+_MODEL = re.compile(rb'"model"\s*:\s*"((?:[^"\\]|\\.)*)"')
+_EVENT_END = re.compile(rb"\r?\n\r?\n")
+
+
+class Usage(msgspec.Struct, frozen=True):
+    """Tokens of one request, as the engine counted them."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+class _UsageHolder(msgspec.Struct):
+    usage: msgspec.Raw = msgspec.Raw()
+    choices: list[msgspec.Raw] = []
+    response: msgspec.Raw = msgspec.Raw()
+
+
+_decode_holder = msgspec.json.Decoder(_UsageHolder).decode
+
+
+class _AnyUsage(msgspec.Struct):
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+
+
+_decode_usage = msgspec.json.Decoder(_AnyUsage | None).decode
+
+
+class ModelRewriter:
+    """Writes `public` wherever the engine named its model. The engine's spelling is learned from its first answer."""
+
+    __slots__ = ("_new", "_old", "_public")
+
+    def __init__(self, public: str) -> None:
+        self._public = public
+        self._new = b'"model":' + msgspec.json.encode(public)
+        self._old: bytes | None = None
+
+    def rewrite(self, data: bytes) -> bytes:
+        """`data` with the model's name replaced. Text inside JSON strings is safe: its quotes are escaped."""
+        if self._old is None:
+            match = _MODEL.search(data)
+            if match is None:
+                return data
+            self._old = match.group(0)
+        return data.replace(self._old, self._new)
+
+
+class StreamRewriter:
+    """One server-sent event stream on its way to the client.
+
+    With `drop_usage` the extra chunk that carries only the usage, which loradock asked for, does not reach the client.
+    """
+
+    __slots__ = ("_drop_usage", "_model", "_rest", "done", "usage")
+
+    def __init__(self, public_model: str, *, drop_usage: bool) -> None:
+        self._model = ModelRewriter(public_model)
+        self._drop_usage = drop_usage
+        self._rest = b""
+        self.usage: Usage | None = None
+        self.done = False
+
+    def feed(self, chunk: bytes) -> bytes:
+        """The whole events that `chunk` completes, rewritten; empty when none."""
+        data = self._rest + chunk if self._rest else chunk
+        if data.endswith(b"\n\n"):
+            self._rest = b""
+        else:
+            end = data.rfind(b"\n\n") + 2
+            if end == 1:
+                crlf = data.rfind(b"\r\n\r\n")
+                end = crlf + 4 if crlf >= 0 else 0
+            self._rest = data[end:]
+            data = data[:end]
+            if not data:
+                return b""
+        if DONE in data:
+            self.done = True
+        if b'"usage":' in data:
+            data = self._take_usage(data)
+        return self._model.rewrite(data)
+
+    def finish(self) -> bytes:
+        """What is left when the stream ends without a final empty line."""
+        rest, self._rest = self._rest, b""
+        return self._model.rewrite(rest)
+
+    def _take_usage(self, data: bytes) -> bytes:
+        kept = []
+        start = 0
+        for match in _EVENT_END.finditer(data):
+            event = data[start : match.end()]
+            start = match.end()
+            if b'"usage":' in event and self._read_event(event) and self._drop_usage:
+                continue
+            kept.append(event)
+        kept.append(data[start:])
+        return b"".join(kept)
+
+    def _read_event(self, event: bytes) -> bool:
+        """Note the usage in `event`; whether the event carries nothing else."""
+        position = event.find(b"data:")
+        try:
+            holder = _decode_holder(event[position + 5 :].strip()) if position >= 0 else None
+        except msgspec.DecodeError:
+            return False
+        if holder is None:
+            return False
+        usage = usage_of(holder)
+        if usage is not None:
+            self.usage = usage
+        return usage is not None and not holder.choices and not holder.response
+
+
+def usage_of(holder: _UsageHolder) -> Usage | None:
+    """Usage of a chat, completion, embedding or response object."""
+    raw = holder.usage or (_decode_holder(holder.response).usage if holder.response else holder.response)
+    if not raw:
+        return None
+    usage = _decode_usage(raw)
+    if usage is None:
+        return None
+    return Usage(usage.prompt_tokens or usage.input_tokens, usage.completion_tokens or usage.output_tokens)
+
+
+def read_usage(body: bytes) -> Usage | None:
+    """Usage of a whole answer, None where it has none or is no JSON object."""
+    try:
+        return usage_of(_decode_holder(body))
+    except msgspec.DecodeError:
+        return None

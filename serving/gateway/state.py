@@ -1,0 +1,160 @@
+"""What the gateway's routes share: the parts passed in, and the snapshot that decisions are made on."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Mapping
+
+from cachetools import TTLCache
+
+from adapters_registry import AdapterRegistry
+from adapters_registry.model import AdapterVersion, RegistrySnapshot
+from configs.agents import AgentPreset
+from configs.settings import Settings
+from router import BaseTier, Decision, Router, RouterSnapshot, Task, UnknownModel
+from serving.admission import Admission
+from serving.auth import KeyRing
+from serving.engine.base import Engine, EngineState
+from serving.errors import NotFound
+from serving.fleet import Fleet, engine_of
+from serving.metrics import Metrics
+from serving.recorder import Recorder
+from serving.residency import AdapterState
+
+REFRESH_S = 0.5
+"""How soon a change that another process made in the registry is seen."""
+SESSION_TTL_S = 3600.0
+MAX_SESSIONS = 100_000
+
+
+class Gateway:
+    """The composed parts of one gateway process; built once and handed to every route. Belongs to one event loop."""
+
+    log = logging.getLogger("loradock.gateway")
+    clock = staticmethod(time.monotonic)
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        fleet: Fleet,
+        registry: AdapterRegistry,
+        presets: Mapping[str, AgentPreset],
+        keys: KeyRing,
+        metrics: Metrics,
+        recorder: Recorder,
+        router: Router,
+    ) -> None:
+        self.settings = settings
+        self.fleet = fleet
+        self.registry = registry
+        self.presets = presets
+        self.keys = keys
+        self.metrics = metrics
+        self.recorder = recorder
+        self.router = router
+        self.admission = Admission(settings.max_inflight, settings.max_queued, settings.queue_timeout_s)
+        self._sessions: TTLCache[tuple[str, str], str] = TTLCache(MAX_SESSIONS, SESSION_TTL_S)
+        self._registered = RegistrySnapshot(revision=-1)
+        self._snapshot: RouterSnapshot | None = None
+        self._refresher: asyncio.Task[None] | None = None
+        fleet.on_change(self._fleet_changed)
+
+    # -- lifecycle ---------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Start the fleet and the recorder; returns before the engines are ready."""
+        await self.fleet.start()
+        self.recorder.start()
+        await self.refresh()
+        self._refresher = asyncio.get_running_loop().create_task(self._keep_fresh(), name="registry refresh")
+
+    async def stop(self) -> None:
+        """End everything; requests have ended before."""
+        if self._refresher is not None:
+            self._refresher.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._refresher
+        await self.recorder.stop()
+        await self.fleet.stop()
+
+    # -- the registry's view -----------------------------------------------------------------------------------------
+
+    @property
+    def registered(self) -> RegistrySnapshot:
+        """The registry as of the last refresh."""
+        return self._registered
+
+    async def refresh(self) -> None:
+        """Adopt the registry's present state: decisions made from now on use it."""
+        registered = await asyncio.to_thread(self.registry.snapshot)
+        if registered.revision == self._registered.revision:
+            return
+        self._registered = registered
+        self._snapshot = None
+        self.fleet.adopt(registered)
+
+    async def _keep_fresh(self) -> None:
+        while True:
+            await asyncio.sleep(REFRESH_S)
+            try:
+                await self.refresh()
+            except OSError as error:
+                self.log.warning("the registry cannot be read: %s", error)
+
+    def _fleet_changed(self) -> None:
+        self._snapshot = None
+
+    # -- decisions ---------------------------------------------------------------------------------------------------
+
+    def decide(self, task: Task) -> Decision:
+        """The router's decision on the present snapshot. Raises NotFound for an unknown model, with the nearest names."""
+        try:
+            decision = self.router.decide(task, self.snapshot())
+        except UnknownModel as error:
+            nearest = f"; nearest: {', '.join(error.nearest)}" if error.nearest else ""
+            raise NotFound(
+                f"The model `{task.model}` does not exist{nearest}", param="model", code="model_not_found"
+            ) from None
+        self._sessions[task.session_key] = decision.base
+        return decision
+
+    def snapshot(self) -> RouterSnapshot:
+        """What the router decides on; rebuilt after a change of the registry or of an engine."""
+        if self._snapshot is None:
+            tiers = [
+                BaseTier(
+                    name=engine.name,
+                    base_name=engine.base_name,
+                    cost_per_mtok=engine.cost_per_mtok,
+                    ready=engine.status.state is not EngineState.FAILED,
+                    slots=engine.slots,
+                )
+                for engine in self.fleet.engines
+            ]
+            self._snapshot = RouterSnapshot(
+                registry=self._registered,
+                tiers=tuple(tiers),
+                presets=self.presets,
+                sessions=self._sessions,
+                is_warm=self.is_warm,
+            )
+        return self._snapshot
+
+    def is_warm(self, adapter: AdapterVersion) -> bool:
+        """Whether `adapter` is resident now."""
+        resident = self.fleet.resident(adapter)
+        return resident is not None and resident.state is AdapterState.READY
+
+    def engine(self, base_name: str) -> Engine:
+        """The engine of a base. Raises NotFound."""
+        return engine_of(self.fleet.engines, base_name)
+
+    def known_agent(self, agent: str | None) -> str | None:
+        """`agent` if it is a preset or registered, else None for none and `other`: labels must stay few."""
+        if agent is None or agent in self._registered.agents or agent in self.presets:
+            return agent
+        return "other"

@@ -1,0 +1,85 @@
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from configs.settings import Settings, SettingsError
+from serving import auth
+from serving.auth import LOCAL, KeyRing, add_key, check_binding, remove_key, require_admin
+from serving.errors import Forbidden, Unauthorized
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "home" / "api_keys.toml"
+
+
+def test_without_keys_everyone_is_local_and_admin(path: Path) -> None:
+    ring = KeyRing(path)
+    assert not ring
+    assert ring.identify(None) is LOCAL
+    require_admin(ring.identify(None))
+
+
+def test_a_key_is_recognised_and_its_text_is_nowhere_on_disk(path: Path) -> None:
+    token = add_key(path, "ci", admin=False)
+    caller = KeyRing(path).identify(f"Bearer {token}")
+    assert caller.name == "ci"
+    assert token not in path.read_text()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    with pytest.raises(Forbidden):
+        require_admin(caller)
+
+
+@pytest.mark.parametrize("header", [None, "", "Bearer", "Bearer ", "Bearer ld-wrong", "Basic abc", "ld-wrong"])
+def test_anything_else_is_refused(path: Path, header: str | None) -> None:
+    add_key(path, "ci", admin=True)
+    with pytest.raises(Unauthorized):
+        KeyRing(path).identify(header)
+
+
+def test_a_revoked_key_stops_working_without_a_restart(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(auth, "RELOAD_S", 0)
+    first, second = add_key(path, "first", admin=True), add_key(path, "second", admin=False)
+    ring = KeyRing(path)
+    assert ring.identify(f"Bearer {first}").admin
+    remove_key(path, "first")
+    os.utime(path, ns=(1, 1))
+    with pytest.raises(Unauthorized):
+        ring.identify(f"Bearer {first}")
+    assert ring.identify(f"Bearer {second}").name == "second"
+
+
+def test_the_last_key_cannot_be_removed_because_that_would_open_every_route(path: Path) -> None:
+    add_key(path, "only", admin=True)
+    with pytest.raises(SettingsError, match="last key"):
+        remove_key(path, "only")
+
+
+@pytest.mark.parametrize(("name", "reason"), [("ci", "exists already"), ("Two Words", "not a valid key name")])
+def test_names_are_checked(path: Path, name: str, reason: str) -> None:
+    add_key(path, "ci", admin=True)
+    with pytest.raises(SettingsError, match=reason):
+        add_key(path, name, admin=True)
+
+
+def test_a_malformed_file_is_an_error_and_not_an_open_door(path: Path) -> None:
+    path.parent.mkdir()
+    path.write_text('[[keys]]\nname = "x"\nsha256 = "short"\n')
+    with pytest.raises(SettingsError, match="api_keys.toml"):
+        KeyRing(path)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.org"])
+def test_listening_for_others_needs_keys(path: Path, host: str) -> None:
+    settings = Settings(host=host)
+    with pytest.raises(SettingsError, match="loradock keys add"):
+        check_binding(settings, KeyRing(path))
+    add_key(path, "ci", admin=True)
+    check_binding(settings, KeyRing(path))
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
+def test_loopback_needs_none(path: Path, host: str) -> None:
+    check_binding(Settings(host=host), KeyRing(path))
