@@ -31,7 +31,9 @@ def open_registry(settings: Settings, engines: Sequence[Engine]) -> AdapterRegis
     settings.home.mkdir(parents=True, exist_ok=True)
     migrate(settings.database)
     registry = AdapterRegistry(
-        Database(settings.database), settings.home / "adapters", bases=[base_spec(engine) for engine in engines if engine.slots]
+        Database(settings.database),
+        settings.home / "adapters",
+        bases=[base_spec(engine) for engine in engines if engine.slots],
     )
     registry.recover()
     return registry

@@ -50,13 +50,19 @@ class Metrics:
             buckets=_SECONDS,
             registry=registry,
         )
-        self._tokens = Counter("loradock_tokens", "Tokens, as the engine counts", ["kind", "adapter"], registry=registry)
+        self._tokens = Counter(
+            "loradock_tokens", "Tokens, as the engine counts", ["kind", "adapter"], registry=registry
+        )
         self.drops = Counter("loradock_recorder_drops", "Outcomes that were not recorded", registry=registry)
         self.in_flight = Gauge(
             "loradock_requests_in_flight", "Requests now", registry=registry, multiprocess_mode="livesum"
         )
         self._adapters = Gauge(
-            "loradock_adapters", "Adapters by state", ["engine", "state"], registry=registry, multiprocess_mode="livemax"
+            "loradock_adapters",
+            "Adapters by state",
+            ["engine", "state"],
+            registry=registry,
+            multiprocess_mode="livemax",
         )
         self._slots = Gauge(
             "loradock_adapter_slots", "Slots", ["engine", "use"], registry=registry, multiprocess_mode="livemax"

@@ -90,9 +90,7 @@ def adapters_router(gateway: Gateway) -> APIRouter:
         return {"name": plain, "retired": [each.version for each in retired]}
 
     @router.post("/{name}/promote")
-    async def promote(
-        name: str, body: VersionChoice | None = None, caller: Caller = Depends(_admin)
-    ) -> dict[str, Any]:
+    async def promote(name: str, body: VersionChoice | None = None, caller: Caller = Depends(_admin)) -> dict[str, Any]:
         """Make a version the agent's champion."""
         plain, version = _split(name, body)
         promoted = await asyncio.to_thread(registry.promote, plain, version, actor=caller.name)

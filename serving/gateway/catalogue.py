@@ -61,7 +61,9 @@ def _models(gateway: Gateway) -> list[dict[str, Any]]:
     registered = gateway.registered
     entries = {"auto": _model("auto", "router")}
     for engine in gateway.fleet.engines:
-        entries[engine.base_name] = _model(engine.base_name, "base", engine=engine.name, max_model_len=engine.max_context)
+        entries[engine.base_name] = _model(
+            engine.base_name, "base", engine=engine.name, max_model_len=engine.max_context
+        )
     for agent in registered.agents:
         champion = registered.champion(agent)
         entries[agent] = _model(agent, "agent", adapter=champion.engine_name if champion else None)

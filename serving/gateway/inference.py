@@ -122,7 +122,9 @@ class _Exchange:
         self.usage = read_usage(data)
         data = ModelRewriter(body.model).rewrite(data)
         self._keep(data)
-        await self.reply.whole(answer.status, data, JSON if content_type == "application/json" else content_type.encode())
+        await self.reply.whole(
+            answer.status, data, JSON if content_type == "application/json" else content_type.encode()
+        )
 
     async def _relay_stream(self, answer: EngineResponse, body: ParsedBody, content_type: str) -> None:
         rewriter = StreamRewriter(body.model, drop_usage=not body.wants_usage)

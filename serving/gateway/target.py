@@ -97,5 +97,3 @@ class hold:  # noqa: N801 - reads as a verb where it is used
             target.adapter = adapter
             target.adapter_state = "warm" if tells.was_ready else "cold"
         target.waited_s += self._gateway.clock() - began
-
-

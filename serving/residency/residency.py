@@ -368,9 +368,7 @@ class Residency:
         return any(entry.state is AdapterState.DRAINING for entry in self.slots.values())
 
     def _has_drained(self) -> bool:
-        return any(
-            entry.state is AdapterState.DRAINING and entry.in_flight == 0 for entry in self.slots.values()
-        )
+        return any(entry.state is AdapterState.DRAINING and entry.in_flight == 0 for entry in self.slots.values())
 
     async def _evict_drained(self) -> None:
         for name, entry in list(self.slots.items()):
