@@ -16,6 +16,11 @@ from types import MappingProxyType
 VERSION_DIGITS = 12
 
 
+def engine_id_of(digest: str) -> int:
+    """Integer id for vLLM: positive, under 2**31, from the digest alone."""
+    return int(digest[:8], 16) % (2**31 - 1) + 1
+
+
 class State(StrEnum):
     """Lifecycle of a version."""
 
@@ -64,7 +69,7 @@ class AdapterVersion:
     @property
     def engine_id(self) -> int:
         """Integer id for vLLM: positive, under 2**31, from the digest alone."""
-        return int(self.digest[:8], 16) % (2**31 - 1) + 1
+        return engine_id_of(self.digest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,3 +96,27 @@ class RegistrySnapshot:
         """The version that serves `agent`, or None."""
         aliases = self.agents.get(agent)
         return self.versions.get(aliases.champion) if aliases and aliases.champion else None
+
+
+@dataclass(frozen=True, slots=True)
+class AliasMove:
+    """One move of an agent's alias; `target` is an engine name, or None where the alias fell to nothing."""
+
+    at: datetime
+    alias: Alias
+    target: str | None
+    action: str
+    actor: str
+
+
+@dataclass(frozen=True, slots=True)
+class AuditEntry:
+    """One change of the registry. `detail` is one line for a person."""
+
+    at: datetime
+    actor: str
+    action: str
+    name: str
+    version: str | None
+    agent: str
+    detail: str

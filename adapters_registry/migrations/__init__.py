@@ -1,0 +1,1 @@
+"""The project's one Alembic history; run by `adapters_registry.database`."""
