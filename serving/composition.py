@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
-from adapters_registry import AdapterRegistry, BaseModelSpec, Database, migrate
+from adapters_registry import AdapterRegistry, BaseModelSpec
 from adapters_registry.errors import RegistryError
 from configs import embedded
 from configs.agents import load_presets
 from configs.settings import EMBEDDED, Settings
 from router import Router
-from serving.auth import KeyRing, check_binding
+from serving.auth import KeyRing
 from serving.engine.base import Engine
-from serving.engine.factory import build_engines
 from serving.fleet import LocalFleet
 from serving.gateway import Gateway
 from serving.metrics import Metrics
@@ -29,12 +26,8 @@ DEMO_ACTOR = "demo"
 def open_registry(settings: Settings, engines: Sequence[Engine]) -> AdapterRegistry:
     """The registry of `settings.home`, its database migrated and what a killed registration left behind cleaned."""
     settings.home.mkdir(parents=True, exist_ok=True)
-    migrate(settings.database)
-    registry = AdapterRegistry(
-        Database(settings.database),
-        settings.home / "adapters",
-        bases=[base_spec(engine) for engine in engines if engine.slots],
-    )
+    bases = {engine.base_name: base_spec(engine) for engine in engines if engine.slots}
+    registry = AdapterRegistry(open_database(settings.database), settings.home, bases=bases)
     registry.recover()
     return registry
 
@@ -63,7 +56,7 @@ def build_gateway(settings: Settings, keys: KeyRing, engines: Sequence[Engine]) 
         keys=keys,
         metrics=metrics,
         recorder=Recorder(None, on_drop=metrics.drops.inc),
-        router=Router(presets),
+        router=Router.from_presets(presets),
     )
 
 

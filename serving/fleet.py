@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 from adapters_registry.model import AdapterVersion, RegistrySnapshot
@@ -90,7 +91,7 @@ class LocalFleet:
         self._residencies: dict[str, Residency] = {}
         for engine in self.engines:
             self._residencies[engine.base_name] = _residency(engine, metrics)
-            engine.on_change(lambda status, engine=engine: self._engine_changed(engine, status))
+            engine.on_change(partial(self._engine_changed, engine))
 
     async def start(self) -> None:
         """Start engines and their residency."""

@@ -6,7 +6,7 @@ import os
 from functools import lru_cache
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.multiprocess import MultiProcessCollector  # type: ignore[no-untyped-call,unused-ignore]
+from prometheus_client.multiprocess import MultiProcessCollector
 
 from serving.engine.base import Engine, EngineState
 from serving.residency import AdapterState, Residency
@@ -77,10 +77,10 @@ class Metrics:
             "loradock_engine_restarts", "Restarts", ["engine"], registry=registry, multiprocess_mode="livemax"
         )
         # A label lookup costs more than the increment; the label sets are small.
-        self._request_child = lru_cache(1024)(lambda path, status: self._requests.labels(path, status))
-        self._route_child = lru_cache(4096)(lambda reason, agent: self._routes.labels(reason, agent))
-        self._duration_child = lru_cache(64)(lambda path: self._duration.labels(path))
-        self._token_child = lru_cache(4096)(lambda kind, adapter: self._tokens.labels(kind, adapter))
+        self._request_child = lru_cache(1024)(self._requests.labels)
+        self._route_child = lru_cache(4096)(self._routes.labels)
+        self._duration_child = lru_cache(64)(self._duration.labels)
+        self._token_child = lru_cache(4096)(self._tokens.labels)
 
     def request(self, path: str, status: int, seconds: float) -> None:
         """A request has ended."""
@@ -112,7 +112,7 @@ class Metrics:
         if MULTIPROCESS_VARIABLE not in os.environ:
             return generate_latest(self.registry)
         collected = CollectorRegistry()
-        MultiProcessCollector(collected)
+        MultiProcessCollector(collected)  # type: ignore[no-untyped-call]
         return generate_latest(collected)
 
     def read_engine(self, engine: Engine) -> None:

@@ -45,7 +45,7 @@ class ServeEvents(Protocol):
 
 def serve(settings: Settings, events: ServeEvents) -> None:
     """Run until SIGINT or SIGTERM. Raises SettingsError, or OSError when the address cannot be bound."""
-    import uvloop  # noqa: PLC0415 - not on Windows, and not needed by who only imports this module
+    import uvloop
 
     keys = KeyRing(settings.keys_file)
     check_binding(settings, keys)
@@ -97,7 +97,7 @@ def log_to_file(settings: Settings) -> None:
 
 
 def uvicorn_server(app: object, settings: Settings) -> uvicorn.Server:
-    """uvicorn as the endpoint needs it: no access log, and streams may end at shutdown."""
+    """Uvicorn as the endpoint needs it: no access log, and streams may end at shutdown."""
     return uvicorn.Server(
         uvicorn.Config(
             app,  # type: ignore[arg-type] - FastAPI is an ASGI app

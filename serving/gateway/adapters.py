@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+import dataclasses
+from typing import Any, Literal
 
 from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel, ConfigDict, Field
@@ -24,7 +25,9 @@ class Registration(BaseModel):
     source: str = Field(min_length=1, description="folder, archive, Hub repository or fsspec URL")
     agent: str | None = Field(None, description="agent that it serves; default: the adapter's name")
     base: str | None = Field(None, description="base model; default: the one that the adapter was trained on")
-    alias: str | None = Field(None, description="champion, challenger or none; default: champion for an agent's first")
+    alias: Literal["champion", "challenger", "none"] | None = Field(
+        None, description="champion, challenger or none; default: champion for an agent's first"
+    )
     pin: bool = Field(False, description="keep it resident")
 
 
@@ -78,7 +81,7 @@ def adapters_router(gateway: Gateway) -> APIRouter:
         return {
             **_describe(gateway, version),
             "versions": [_describe(gateway, each) for each in versions],
-            "audit": [entry.to_dict() for entry in history],
+            "audit": [dataclasses.asdict(entry) for entry in history],
         }
 
     @router.delete("/{name}")
@@ -109,14 +112,15 @@ def adapters_router(gateway: Gateway) -> APIRouter:
         """Keep an adapter resident. At least one slot stays for the others."""
         version = await asyncio.to_thread(registry.resolve, name)
         _check_room(gateway, version)
-        pinned = await asyncio.to_thread(registry.pin, version.engine_name, actor=caller.name)
+        pinned = await asyncio.to_thread(registry.pin, version.name, version.version, actor=caller.name)
         await gateway.refresh()
         return {**_brief(pinned), "pinned": True}
 
     @router.post("/{name}/unpin")
     async def unpin(name: str, caller: Caller = Depends(_admin)) -> dict[str, Any]:
         """Let an adapter be evicted again."""
-        unpinned = await asyncio.to_thread(registry.unpin, name, actor=caller.name)
+        plain, version = _split(name, None)
+        unpinned = await asyncio.to_thread(registry.unpin, plain, version, actor=caller.name)
         await gateway.refresh()
         return {**_brief(unpinned), "pinned": False}
 

@@ -6,7 +6,6 @@ what users of a gateway pay on every request.
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Mapping
 from urllib.parse import quote

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Mapping
+from typing import Any
 
 from cachetools import TTLCache
 
@@ -14,7 +15,7 @@ from adapters_registry import AdapterRegistry
 from adapters_registry.model import AdapterVersion, RegistrySnapshot
 from configs.agents import AgentPreset
 from configs.settings import Settings
-from router import BaseTier, Decision, Router, RouterSnapshot, Task, UnknownModel
+from router import BaseTier, Decision, Router, RouterSnapshot, SessionRoute, Task, UnknownModel
 from serving.admission import Admission
 from serving.auth import KeyRing
 from serving.engine.base import Engine, EngineState
@@ -57,7 +58,7 @@ class Gateway:
         self.recorder = recorder
         self.router = router
         self.admission = Admission(settings.max_inflight, settings.max_queued, settings.queue_timeout_s)
-        self._sessions: TTLCache[tuple[str, str], str] = TTLCache(MAX_SESSIONS, SESSION_TTL_S)
+        self._sessions: TTLCache[tuple[str, str], SessionRoute] = TTLCache(MAX_SESSIONS, SESSION_TTL_S)
         self._registered = RegistrySnapshot(revision=-1)
         self._snapshot: RouterSnapshot | None = None
         self._refresher: asyncio.Task[None] | None = None
@@ -112,15 +113,23 @@ class Gateway:
 
     def decide(self, task: Task) -> Decision:
         """The router's decision on the present snapshot. Raises NotFound for an unknown model, with the nearest names."""
+        decision = self._decide(task)
+        if decision.session_route is not None:
+            self._sessions[task.session_key] = decision.session_route
+        return decision
+
+    def explain(self, task: Task) -> dict[str, Any]:
+        """The decision without remembering it; raises NotFound like `decide`."""
+        return self._decide(task).to_dict()
+
+    def _decide(self, task: Task) -> Decision:
         try:
-            decision = self.router.decide(task, self.snapshot())
+            return self.router.decide(task, self.snapshot())
         except UnknownModel as error:
             nearest = f"; nearest: {', '.join(error.nearest)}" if error.nearest else ""
             raise NotFound(
                 f"The model `{task.model}` does not exist{nearest}", param="model", code="model_not_found"
             ) from None
-        self._sessions[task.session_key] = decision.base
-        return decision
 
     def snapshot(self) -> RouterSnapshot:
         """What the router decides on; rebuilt after a change of the registry or of an engine."""

@@ -24,7 +24,7 @@ DRAIN_AFTER_S = 0.25
 """A load that waits this long for a slot makes the least valuable busy adapter drain."""
 
 
-class StillCold(Exception):  # noqa: N818 - an outcome that the gateway answers with the base model, not a failure
+class StillCold(Exception):
     """The adapter would not be, or was not, ready within `Patience.fallback_after_s`."""
 
 
