@@ -1,7 +1,7 @@
 """Agent presets: who the agents are, how their tasks are recognised, and how they are routed.
 
-The presets of the package (`configs/agents/*.yaml`) come first; a file `<agent>.yaml` in the user's `agents_dir` changes the
-preset of that name, key by key, or adds an agent. An unknown key is an error.
+The presets of the package (`configs/agents/*.yaml`) come first; a file `<agent>.yaml` in the user's `agents_dir`
+changes the preset of that name, key by key, or adds an agent. An unknown key is an error.
 """
 
 from __future__ import annotations
@@ -47,7 +47,10 @@ class Routing(BaseModel):
         0.7, ge=0, le=1, description="share of the base model's failures on this agent's tasks that its adapter mends"
     )
     strong_above: float | None = Field(
-        None, ge=0, le=1, description="from this difficulty on, tasks left to a base go to the strongest; default: by utility"
+        None,
+        ge=0,
+        le=1,
+        description="from this difficulty on, tasks left to a base go to the strongest; default: by utility",
     )
 
 
@@ -58,7 +61,9 @@ class AgentPreset(BaseModel):
 
     name: str = Field(pattern=NAME_PATTERN)
     description: str = Field(min_length=1, description="one line for people")
-    base: str | None = Field(None, description="base model that answers while the agent has no adapter; default: by utility")
+    base: str | None = Field(
+        None, description="base model that answers while the agent has no adapter; default: by utility"
+    )
     recognise: Recognition = Recognition()
     routing: Routing = Routing()
 

@@ -1,7 +1,7 @@
 """The settings model: every option of loradock, its default, its environment variable and its bounds.
 
-Precedence: command-line flag, then `LORADOCK_*` environment variable, then `loradock.toml`, then default. An unknown key
-is an error in all three. `load_settings` returns the settings together with the origin of each value.
+Precedence: command-line flag, then `LORADOCK_*` environment variable, then `loradock.toml`, then default. An unknown
+key is an error in all three. `load_settings` returns the settings together with the origin of each value.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import ipaddress
 import json
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +20,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 ENV_PREFIX = "LORADOCK_"
+API_KEY_VARIABLE = "LORADOCK_API_KEY"
+"""key that commands send to a server; of the client, so not a setting"""
 SETTINGS_FILE = "loradock.toml"
 EMBEDDED = "embedded"
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"
@@ -27,10 +29,17 @@ ALLOWED_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 
 class SettingsError(ValueError):
-    """A setting is unknown, malformed or contradicts another; the message names the key and is one line."""
+    """A setting is unknown, malformed or contradicts another; the message names the key and is one line.
+
+    `problems` are its parts, one for each thing that is wrong.
+    """
+
+    def __init__(self, message: str, problems: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.problems = tuple(problems) or (message,)
 
 
-def _base_url(url: str) -> str:
+def base_url(url: str) -> str:
     """`url` without a trailing `/v1`, which people paste from client settings. Raises ValueError."""
     parts = urlsplit(url)
     if parts.scheme not in {"http", "https"} or not parts.hostname:
@@ -46,8 +55,8 @@ class EngineSettings(BaseModel):
     name: str = Field(pattern=NAME_PATTERN, description="name of the tier")
     kind: Literal["vllm", "vllm-remote", "openai"] = Field(
         "vllm",
-        description="vllm: started and watched by us; vllm-remote: a stock vLLM server by URL, adapters loaded over its "
-        "own routes; openai: any OpenAI-compatible upstream, base tier only",
+        description="vllm: started and watched by us; vllm-remote: a stock vLLM server by URL, adapters loaded over "
+        "its own routes; openai: any OpenAI-compatible upstream, base tier only",
     )
     model: str = Field(EMBEDDED, description="'embedded', a folder, a hub id, or the upstream's model name")
     served_name: str | None = Field(None, description="public name of the base; default: last part of `model`")
@@ -70,7 +79,7 @@ class EngineSettings(BaseModel):
     @field_validator("url")
     @classmethod
     def _url_is_http(cls, url: str | None) -> str | None:
-        return None if url is None else _base_url(url)
+        return None if url is None else base_url(url)
 
     @model_validator(mode="after")
     def _url_fits_kind(self) -> EngineSettings:
@@ -97,7 +106,9 @@ class Settings(BaseSettings):
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 picks a free one")
     home: Path = Field(Path("~/.loradock"), description="folder of all state: adapters, database, logs")
     database_url: str | None = Field(None, description="SQLAlchemy URL; default: SQLite in `home`")
-    engine: str = Field("auto", description="shorthand for one engine: auto, cpu, gpu, a profile, or a vLLM server's URL")
+    engine: str = Field(
+        "auto", description="shorthand for one engine: auto, cpu, gpu, a profile, or a vLLM server's URL"
+    )
     engines: tuple[EngineSettings, ...] = Field((), description="engines, weakest tier first; overrides `engine`")
     workers: int = Field(1, ge=1, le=256, description="gateway processes")
 
@@ -127,7 +138,7 @@ class Settings(BaseSettings):
     @field_validator("engine")
     @classmethod
     def _engine_is_profile_or_url(cls, engine: str) -> str:
-        return _base_url(engine) if "://" in engine else engine
+        return base_url(engine) if "://" in engine else engine
 
     @model_validator(mode="after")
     def _engine_names_differ(self) -> Settings:
@@ -207,12 +218,17 @@ def load_settings(
     try:
         settings = Settings(**from_file | from_env | given)
     except ValidationError as error:
-        raise SettingsError(one_line(error, origins)) from None
+        raise SettingsError(one_line(error, origins), problems_of(error, origins)) from None
     return LoadedSettings(settings, dict.fromkeys(Settings.model_fields, "default") | origins)
 
 
 def one_line(error: ValidationError, origins: Mapping[str, str] | None = None) -> str:
-    """All that is wrong, key by key, on one line; `origins` tells where a key's value came from."""
+    """All that is wrong, on one line; see `problems_of`."""
+    return "; ".join(problems_of(error, origins))
+
+
+def problems_of(error: ValidationError, origins: Mapping[str, str] | None = None) -> list[str]:
+    """What is wrong, key by key, a line each; `origins` tells where a key's value came from."""
     parts = []
     for item in error.errors(include_url=False):
         where = ".".join(str(part) for part in item["loc"]) or "settings"
@@ -220,8 +236,8 @@ def one_line(error: ValidationError, origins: Mapping[str, str] | None = None) -
         problem = f"{where}: {item['msg'].removeprefix('Value error, ')}"
         if item["type"] == "extra_forbidden":
             problem = f"unknown setting '{where}'"
-        parts.append(f"{problem} (from {origin})" if origin else problem)
-    return " ".join("; ".join(parts).split())
+        parts.append(" ".join((f"{problem} (from {origin})" if origin else problem).split()))
+    return parts
 
 
 def _read_env(environ: Mapping[str, str]) -> dict[str, Any]:
@@ -229,6 +245,8 @@ def _read_env(environ: Mapping[str, str]) -> dict[str, Any]:
     lowered = {}
     for variable, value in environ.items():
         if not variable.startswith(ENV_PREFIX) or variable.startswith(f"{ENV_PREFIX}TEST_"):
+            continue
+        if variable == API_KEY_VARIABLE:
             continue
         if variable.removeprefix(ENV_PREFIX).lower() not in Settings.model_fields:
             raise SettingsError(f"unknown setting {variable} in the environment")
@@ -238,7 +256,9 @@ def _read_env(environ: Mapping[str, str]) -> dict[str, Any]:
         try:
             json.loads(text)
         except ValueError as error:
-            raise SettingsError(f"engines: not a JSON list of engines (from env {ENV_PREFIX}ENGINES): {error}") from None
+            raise SettingsError(
+                f"engines: not a JSON list of engines (from env {ENV_PREFIX}ENGINES): {error}"
+            ) from None
     source = EnvSettingsSource(Settings)
     source.env_vars = lowered
     return source()

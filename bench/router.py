@@ -1,0 +1,102 @@
+"""Time of the router's part of a request (features, recognition, choice) in process, on one core.
+
+    python -m bench.router [--rounds 2000]
+
+Prints JSON: microseconds at p50 and p99 for each kind of request, with hardware and versions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import platform
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+
+from adapters_registry.model import AdapterVersion, AgentAliases, RegistrySnapshot, State
+from configs.agents import load_presets
+from router import BaseTier, Router, RouterSnapshot, Task
+
+QUESTION = (
+    "Please review the indemnification clause below and tell me whether our liability is capped. The supplier must "
+    "notify us within 30 days, and the parties agree to arbitration in London. Compare it with clause 14.2 of the master "
+    "agreement, and answer in JSON with at least three fields: risk, reason, change."
+)
+AGENTS = 20
+
+
+def snapshot() -> RouterSnapshot:
+    """Twenty agents with a champion each, over three tiers."""
+    versions, agents = {}, {}
+    for number in range(AGENTS):
+        name = f"agent-{number}" if number else "legal-agent"
+        version = AdapterVersion(
+            name=name,
+            digest=f"{number:064x}",
+            agent=name,
+            base="small",
+            rank=16,
+            path=Path(name),
+            size_bytes=1,
+            state=State.CHAMPION,
+            created_at=datetime.now(UTC),
+            source="bench",
+        )
+        versions[version.engine_name] = version
+        agents[name] = AgentAliases(champion=version.engine_name)
+    registry = RegistrySnapshot(1, versions, {each.name: each for each in versions.values()}, agents)
+    tiers = (BaseTier("s", "small", 0.1), BaseTier("m", "medium", 1.0), BaseTier("l", "large", 10.0, slots=0))
+    return RouterSnapshot(registry, tiers, load_presets(), {}, lambda _: True)
+
+
+def measure(
+    router: Router, now: RouterSnapshot, messages: list[dict[str, str]], model: str, rounds: int
+) -> dict[str, float]:
+    """Microseconds from parsed messages to the decision, and of the decision alone."""
+    whole, decide = np.empty(rounds), np.empty(rounds)
+    for index in range(rounds):
+        began = time.perf_counter_ns()
+        task = Task.from_messages(messages, model=model)
+        parsed = time.perf_counter_ns()
+        router.decide(task, now)
+        ended = time.perf_counter_ns()
+        whole[index], decide[index] = ended - began, ended - parsed
+    figures = {}
+    for name, series in (("total", whole), ("decide", decide)):
+        p50, p99 = np.percentile(series, [50, 99]) / 1e3
+        figures |= {f"{name}_p50_us": round(float(p50), 1), f"{name}_p99_us": round(float(p99), 1)}
+    return {"chars": sum(len(message["content"]) for message in messages), **figures}
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--rounds", type=int, default=2000)
+    rounds = parser.parse_args().rounds
+    now = snapshot()
+    router = Router.from_presets(now.presets)
+    long = " ".join([QUESTION] * 7)[:2048]  # about 512 tokens
+    cases = {
+        "typical, model auto": ([{"role": "user", "content": QUESTION}], "auto"),
+        "typical, model auto:agent": ([{"role": "user", "content": QUESTION}], "auto:legal"),
+        "short, model auto": ([{"role": "user", "content": "Where is my card?"}], "auto"),
+        "512 tokens, model auto": ([{"role": "user", "content": long}], "auto"),
+        "8 MB, model auto": ([{"role": "user", "content": QUESTION * ((8 << 20) // len(QUESTION))}], "auto"),
+        "40 turns, model auto": (
+            [{"role": ("user", "assistant")[i % 2], "content": QUESTION} for i in range(39)],
+            "auto",
+        ),
+    }
+    measure(router, now, *cases["typical, model auto"], rounds=200)
+    gc.collect()
+    results = {name: measure(router, now, *case, rounds=rounds) for name, case in cases.items()}
+    machine = {"machine": platform.machine(), "system": platform.platform(), "python": platform.python_version()}
+    print(json.dumps({"bench": "router", "rounds": rounds, "agents": AGENTS, "results": results, **machine}, indent=2))
+
+
+if __name__ == "__main__":
+    main()

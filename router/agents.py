@@ -1,0 +1,94 @@
+"""Which agent a task belongs to: names of agents, and recognition of tasks that name none."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from configs.agents import AgentPreset
+from router.features import tokens
+
+SUFFIX = "-agent"
+
+
+def resolve_agent(name: str, known: Container[str]) -> str | None:
+    """Find the agent of `known` that `name` denotes: the exact name, else the one with or without `-agent`; or None."""
+    if name in known:
+        return name
+    other = name.removesuffix(SUFFIX) if name.endswith(SUFFIX) else name + SUFFIX
+    return other if other in known else None
+
+
+class AgentRecogniser(Protocol):
+    """Anything that tells the agent of a task. Called in the request path: no I/O, never raises."""
+
+    def recognise(self, text: str) -> tuple[str | None, float]:
+        """Tell agent and confidence in [0, 1]; agent None where out of scope, with the best agent's confidence."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Term:
+    number: int
+    agent: int
+    rest: tuple[str, ...]
+    weight: float
+
+
+class KeywordRecogniser:
+    """Weighted terms of the presets. Precise rather than complete: a wrong adapter costs more than the base model.
+
+    Each distinct term found adds its weight to its agent. The confidence is m / (m + SLACK + words / WORDS_A_TERM), m
+    being what the best agent has ahead of the second; under `THRESHOLD` the task is out of scope. So one strong term or
+    two weak ones are enough in a short task, and a long text, which holds some term of every agent, needs more.
+    """
+
+    STRONG = 3.0
+    WEAK = 1.0
+    SLACK = 1.2
+    WORDS_A_TERM = 22.0
+    THRESHOLD = 0.5
+
+    def __init__(self, presets: Mapping[str, AgentPreset]) -> None:
+        self._agents = list(presets)
+        self._terms: dict[str, list[_Term]] = {}
+        number = 0
+        for agent, preset in enumerate(presets.values()):
+            for terms, weight in ((preset.recognise.strong, self.STRONG), (preset.recognise.weak, self.WEAK)):
+                for term in dict.fromkeys(tuple(tokens(term)) for term in terms):
+                    number += 1
+                    for form in _forms(term):
+                        self._terms.setdefault(form[0], []).append(_Term(number, agent, form[1:], weight))
+
+    def recognise(self, text: str) -> tuple[str | None, float]:
+        """See the class."""
+        words = tokens(text)
+        scores = [0.0] * len(self._agents)
+        seen: set[int] = set()
+        known = self._terms
+        for position, word in enumerate(words):
+            if word not in known:
+                continue
+            for term in known[word]:
+                rest = term.rest
+                if term.number in seen or (rest and words[position + 1 : position + 1 + len(rest)] != rest):
+                    continue
+                seen.add(term.number)
+                scores[term.agent] += term.weight
+        if not seen:
+            return None, 0.0
+        best = max(scores)
+        winner = scores.index(best)
+        second = max((score for agent, score in enumerate(scores) if agent != winner), default=0.0)
+        margin = best - second
+        confidence = margin / (margin + self.SLACK + len(words) / self.WORDS_A_TERM)
+        return (self._agents[winner] if confidence >= self.THRESHOLD else None), confidence
+
+
+def _forms(term: tuple[str, ...]) -> list[tuple[str, ...]]:
+    """Give the term, and its plural where that is plain."""
+    last = term[-1]
+    if len(last) < 3 or last.endswith("s"):
+        return [term]
+    return [term, (*term[:-1], last + "s")]

@@ -1,0 +1,69 @@
+"""What decisions are made on: the registry, the base tiers, the presets and what sessions did, at one moment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from adapters_registry.model import AdapterVersion, RegistrySnapshot
+from configs.agents import AgentPreset
+from router.decision import SessionRoute
+
+
+@dataclass(frozen=True, slots=True)
+class BaseTier:
+    """One engine and its base model.
+
+    `ready` is False once the engine has failed for good; one that restarts is worth waiting for. `slots` is the number
+    of adapters it takes, 0 for none.
+    """
+
+    name: str
+    base_name: str
+    cost_per_mtok: float = 0.0
+    ready: bool = True
+    slots: int = 1
+
+
+def _never_warm(_: AdapterVersion) -> bool:
+    return False
+
+
+@dataclass(frozen=True, slots=True)
+class RouterSnapshot:
+    """Immutable but for `sessions`, which the caller keeps (and bounds) and the router only reads.
+
+    `tiers` go from the weakest to the strongest. Raises ValueError where there is none. Building one costs a few
+    microseconds; it serves all requests until the registry or an engine changes.
+    """
+
+    registry: RegistrySnapshot
+    tiers: tuple[BaseTier, ...]
+    presets: Mapping[str, AgentPreset] = field(default_factory=lambda: MappingProxyType({}))
+    sessions: Mapping[tuple[str, str], SessionRoute] = field(default_factory=lambda: MappingProxyType({}))
+    is_warm: Callable[[AdapterVersion], bool] = _never_warm
+    prices: tuple[float, ...] = field(init=False)
+    """price of each tier relative to the dearest; where no tier has one, its rank stands in for it"""
+    strengths: tuple[float, ...] = field(init=False)
+    """rank of each tier in [0, 1]"""
+    up: tuple[int, ...] = field(init=False)
+    """indices of the tiers that are ready, or of all where none is"""
+    _by_base: Mapping[str, int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        if not self.tiers:
+            raise ValueError("a router needs at least one base tier")
+        last = max(len(self.tiers) - 1, 1)
+        strengths = tuple(index / last for index in range(len(self.tiers)))
+        dearest = max(tier.cost_per_mtok for tier in self.tiers)
+        prices = tuple(tier.cost_per_mtok / dearest for tier in self.tiers) if dearest > 0 else strengths
+        everything = tuple(range(len(self.tiers)))
+        object.__setattr__(self, "up", tuple(index for index in everything if self.tiers[index].ready) or everything)
+        object.__setattr__(self, "_by_base", {tier.base_name: index for index, tier in enumerate(self.tiers)})
+        object.__setattr__(self, "strengths", strengths)
+        object.__setattr__(self, "prices", prices)
+
+    def tier_of_base(self, base: str) -> int | None:
+        """Find the index of the tier whose base has this public name."""
+        return self._by_base.get(base)
