@@ -1,0 +1,165 @@
+"""What the gateway bench measures: the mock upstream, and the proxies in front of it, each in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from bench.environment import ROOT
+from bench.mock_upstream import BASE
+from bench.processes import Child, free_port
+from bench.tasks import AGENTS
+
+READY_TIMEOUT_S = 120.0
+ALL = ("direct", "passthrough", "loradock", "litellm")
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """An endpoint under load; `model` is what requests ask it for."""
+
+    name: str
+    url: str
+    model: str
+    process: Child
+    version: str | None = None
+
+
+@contextmanager
+def running(names: tuple[str, ...], folder: Path, workers: int, litellm: Path | None) -> Iterator[list[Target]]:
+    """The named targets, `direct` (the mock itself) among them, up and ready. State and logs go to `folder`."""
+    with ExitStack() as stack:
+        mock = stack.enter_context(_ours("mock_upstream", folder))
+        upstream = mock.first_line()
+        start: dict[str, Callable[[], Target]] = {
+            "direct": lambda: Target("direct", upstream, BASE, mock),
+            "passthrough": lambda: _passthrough(stack, folder, upstream),
+            "loradock": lambda: _loradock(stack, folder, upstream, workers),
+            "litellm": lambda: _litellm(stack, folder, upstream, litellm),
+        }
+        yield [start[name]() for name in names]
+
+
+def find_litellm(venv: Path | None) -> Path | None:
+    """LiteLLM's command: in `venv` if given, else on PATH; None where it is not installed."""
+    if venv is not None:
+        command = venv / "bin" / "litellm"
+        return command if command.is_file() else None
+    found = shutil.which("litellm")
+    return Path(found) if found else None
+
+
+def _ours(module: str, folder: Path, *arguments: str) -> Child:
+    command = [sys.executable, "-m", f"bench.{module}", *arguments]
+    return Child(command, folder / f"{module}.log", announces=True)
+
+
+def _passthrough(stack: ExitStack, folder: Path, upstream: str) -> Target:
+    child = stack.enter_context(_ours("passthrough", folder, upstream))
+    return Target("passthrough", child.first_line(), BASE, child)
+
+
+def _loradock(stack: ExitStack, folder: Path, upstream: str, workers: int) -> Target:
+    """The gateway as users start it, with an adapter for each agent that the load names."""
+    port = free_port()
+    own = {"HOME": folder / "home", "PORT": port, "ENGINE": upstream, "WORKERS": workers, "LOG_LEVEL": "warning"}
+    env = _environment() | {f"LORADOCK_{key}": str(value) for key, value in own.items()}
+    command = [sys.executable, "-m", "serving.cli", "serve"]
+    child = stack.enter_context(Child(command, folder / "loradock.log", env, cwd=folder))
+    url = f"http://127.0.0.1:{port}"
+    _await(child, f"{url}/ready")
+    for agent in AGENTS:
+        source = write_adapter(folder / f"{agent}-agent", seed=AGENTS.index(agent))
+        body = {"name": f"{agent}-agent", "source": str(source), "agent": agent, "alias": "champion"}
+        post(child, f"{url}/v1/adapters", body)
+        post(child, f"{url}/v1/adapters/{agent}-agent/load", {})
+    return Target("loradock", url, "auto", child)
+
+
+def _litellm(stack: ExitStack, folder: Path, upstream: str, command: Path | None) -> Target:
+    """LiteLLM's proxy with one worker, `auto` meaning the mock's base."""
+    assert command is not None, "the caller asks for it only where it was found"
+    parameters = {"model": f"openai/{BASE}", "api_base": f"{upstream}/v1", "api_key": "none"}
+    config = folder / "litellm.yaml"  # JSON is YAML
+    config.write_text(json.dumps({"model_list": [{"model_name": "auto", "litellm_params": parameters}]}))
+    port = free_port()
+    arguments = ["--config", str(config), "--host", "127.0.0.1", "--port", str(port), "--num_workers", "1"]
+    quiet = {"LITELLM_LOG": "ERROR", "LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_MODE": "PRODUCTION"}
+    env = {key: value for key, value in _environment().items() if key != "PYTHONPATH"} | quiet
+    child = stack.enter_context(Child([str(command), *arguments], folder / "litellm.log", env, cwd=folder))
+    url = f"http://127.0.0.1:{port}"
+    _await(child, f"{url}/health/liveliness")
+    return Target("litellm", url, "auto", child, _litellm_version(command))
+
+
+def _litellm_version(command: Path) -> str | None:
+    python = command.resolve().parent / "python" if command.is_symlink() else command.parent / "python"
+    code = "import importlib.metadata as m; print(m.version('litellm'))"
+    asked = subprocess.run([python, "-c", code], check=False, capture_output=True, text=True)
+    return asked.stdout.strip() or None
+
+
+def _environment() -> dict[str, str]:
+    """This process's environment without loradock's settings; our packages stay importable from any folder."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("LORADOCK_")}
+    return kept | {"PYTHONPATH": str(ROOT)}
+
+
+def write_adapter(folder: Path, seed: int) -> Path:
+    """A small PEFT LoRA for the mock's base: rank 8 on one projection, random weights."""
+    folder.mkdir()
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": BASE,
+        "r": 8,
+        "lora_alpha": 16,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "target_modules": ["q_proj"],
+    }
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    layer = "base_model.model.model.layers.0.self_attn.q_proj"
+    weights = np.random.default_rng(seed).normal(0, 0.01, (8, 64)).astype(np.float32)
+    tensors = {f"{layer}.lora_A.weight": weights, f"{layer}.lora_B.weight": np.ascontiguousarray(weights.T)}
+    save_file(tensors, folder / "adapter_model.safetensors")
+    return folder
+
+
+def post(child: Child, url: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    """POST JSON and return the answer. Raises ChildFailed, with what the server said, for anything but success."""
+    request = urllib.request.Request(url, json.dumps(body).encode(), {"content-type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=READY_TIMEOUT_S) as answer:
+            parsed: dict[str, Any] = json.load(answer)
+            return parsed
+    except urllib.error.HTTPError as error:
+        raise child.failed(f"answered {error.code} to {url}: {error.read().decode()}") from None
+
+
+def _await(child: Child, url: str) -> None:
+    """Return once `url` answers 200. Raises ChildFailed if the process ends or stays silent."""
+    deadline = time.monotonic() + READY_TIMEOUT_S
+    while time.monotonic() < deadline:
+        if not child.running():
+            raise child.failed("ended while starting")
+        try:
+            with urllib.request.urlopen(url, timeout=5):
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.1)
+    raise child.failed("did not become ready")
