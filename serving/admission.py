@@ -10,7 +10,9 @@ from serving.errors import Overloaded
 
 
 class Admission:
-    """`async with admission:` around a request's work. Raises Overloaded when the queue is full or the turn comes too late.
+    """`async with admission:` around a request's work.
+
+    Raises Overloaded when the queue is full or the turn comes too late.
 
     First come first served. The free path takes no lock and no turn of the loop.
     """

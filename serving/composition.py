@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-from adapters_registry import AdapterRegistry, BaseModelSpec
+from adapters_registry import AdapterRegistry, BaseModelSpec, open_database
 from adapters_registry.errors import RegistryError
 from configs import embedded
 from configs.agents import load_presets

@@ -7,6 +7,8 @@ import contextlib
 import logging
 import logging.handlers
 import socket
+from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 import uvicorn
@@ -58,7 +60,10 @@ def serve(settings: Settings, events: ServeEvents) -> None:
 
 
 def bind(settings: Settings) -> socket.socket:
-    """A listening socket on the configured address. Raises OSError, or SettingsError for a host that does not resolve."""
+    """A listening socket on the configured address.
+
+    Raises OSError, or SettingsError for a host that does not resolve.
+    """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -96,45 +101,52 @@ def log_to_file(settings: Settings) -> None:
     logging.basicConfig(level=settings.log_level.upper(), handlers=[file, terminal], force=True)
 
 
-def uvicorn_server(app: object, settings: Settings) -> uvicorn.Server:
-    """Uvicorn as the endpoint needs it: no access log, and streams may end at shutdown."""
-    return uvicorn.Server(
-        uvicorn.Config(
-            app,  # type: ignore[arg-type] - FastAPI is an ASGI app
-            http="httptools",
-            lifespan="on",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_keep_alive=KEEP_ALIVE_S,
-            timeout_graceful_shutdown=round(settings.shutdown_grace_s),
-            backlog=BACKLOG,
-        )
+def uvicorn_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
+    """Configure uvicorn as the endpoint needs it: no access log, and streams may end at shutdown."""
+    return uvicorn.Config(
+        app,
+        http="httptools",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=round(settings.shutdown_grace_s),
+        backlog=BACKLOG,
     )
 
 
+class AnnouncingServer(uvicorn.Server):
+    """uvicorn that tells when a signal has come, before it lets running requests end."""
+
+    def __init__(self, config: uvicorn.Config, on_stop: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_stop = on_stop
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Tell, then shut down as uvicorn does."""
+        self._on_stop()
+        await super().shutdown(sockets)
+
+
 async def _serve(settings: Settings, gateway: Gateway, listener: socket.socket, events: ServeEvents) -> None:
-    server = uvicorn_server(create_app(gateway), settings)
+    server = AnnouncingServer(uvicorn_config(create_app(gateway), settings), events.stopping)
     events.listening(url_of(listener))
     for engine in gateway.fleet.engines:
-        engine.on_change(lambda status, name=engine.name: events.engine_status(name, status))
-    watcher = asyncio.get_running_loop().create_task(_watch(server, gateway, events))
+        engine.on_change(partial(events.engine_status, engine.name))
+    watcher = asyncio.get_running_loop().create_task(_watch_start(gateway, events))
     try:
         await server.serve(sockets=[listener])
     finally:
         watcher.cancel()
 
 
-async def _watch(server: uvicorn.Server, gateway: Gateway, events: ServeEvents) -> None:
-    """Report start-up progress until all engines have settled, then wait for the signal."""
+async def _watch_start(gateway: Gateway, events: ServeEvents) -> None:
+    """Report start-up progress until all engines have settled."""
     engines = gateway.fleet.engines
     settled = (EngineState.READY, EngineState.FAILED)
-    while not all(engine.status.state in settled for engine in engines) and not server.should_exit:
+    while not all(engine.status.state in settled for engine in engines):
         for engine in engines:
             events.engine_status(engine.name, engine.status)
         await asyncio.sleep(0.25)
-    if not server.should_exit:
-        events.ready(gateway)
-    while not server.should_exit:
-        await asyncio.sleep(0.25)
-    events.stopping()
+    events.ready(gateway)

@@ -74,7 +74,7 @@ class Engine(Protocol):
         ...
 
     async def wait_ready(self, timeout_s: float) -> None:
-        """Return once ready. Raises EngineUnavailable after `timeout_s` seconds, or at once if the engine has failed."""
+        """Return once ready. Raises EngineUnavailable after `timeout_s` seconds, at once if the engine has failed."""
         ...
 
     @property

@@ -18,7 +18,7 @@ class _Parsed:
 
 
 def merge_metrics(scraped: Mapping[str, bytes]) -> bytes:
-    """One exposition from `{engine name: its exposition}`: a family stands once, each sample gets a label `engine_name`.
+    """One exposition from `{engine name: its exposition}`: a family stands once, samples get a label `engine_name`.
 
     Families that describe a process (`process_*`, `python_*`) are kept; the label tells whose they are.
     """

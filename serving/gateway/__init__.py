@@ -1,7 +1,7 @@
 """The gateway: OpenAI's surface and ours over a set of engines.
 
-Lifecycle: `Gateway(settings, engines=..., registry=..., ...)` holds the parts, `create_app(gateway)` is the ASGI app whose lifespan starts
-and stops them.
+Lifecycle: `Gateway(settings, engines=..., registry=..., ...)` holds the parts, `create_app(gateway)` is the ASGI app
+whose lifespan starts and stops them.
 """
 
 from serving.gateway.app import create_app

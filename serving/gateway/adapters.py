@@ -48,6 +48,13 @@ def _admin(request: Request) -> Caller:
 def adapters_router(gateway: Gateway) -> APIRouter:
     """The routes, bound to `gateway`."""
     router = APIRouter(prefix="/v1/adapters", tags=["adapters"])
+    _add_collection(router, gateway)
+    _add_lifecycle(router, gateway)
+    _add_residency(router, gateway)
+    return router
+
+
+def _add_collection(router: APIRouter, gateway: Gateway) -> None:
     registry = gateway.registry
 
     @router.post("", status_code=201)
@@ -92,6 +99,10 @@ def adapters_router(gateway: Gateway) -> APIRouter:
         await gateway.refresh()
         return {"name": plain, "retired": [each.version for each in retired]}
 
+
+def _add_lifecycle(router: APIRouter, gateway: Gateway) -> None:
+    registry = gateway.registry
+
     @router.post("/{name}/promote")
     async def promote(name: str, body: VersionChoice | None = None, caller: Caller = Depends(_admin)) -> dict[str, Any]:
         """Make a version the agent's champion."""
@@ -124,6 +135,10 @@ def adapters_router(gateway: Gateway) -> APIRouter:
         await gateway.refresh()
         return {**_brief(unpinned), "pinned": False}
 
+
+def _add_residency(router: APIRouter, gateway: Gateway) -> None:
+    registry = gateway.registry
+
     async def load(name: str, caller: Caller = Depends(_admin)) -> dict[str, Any]:
         """Make an adapter resident now, and answer when it is."""
         version = await asyncio.to_thread(registry.resolve, name)
@@ -144,8 +159,6 @@ def adapters_router(gateway: Gateway) -> APIRouter:
             raise Conflict(f"{version.engine_name} is pinned; unpin it first", param="name", code="pinned")
         await gateway.fleet.unload(version)
         return _describe(gateway, version)
-
-    return router
 
 
 def _split(name: str, body: VersionChoice | None) -> tuple[str, str | None]:

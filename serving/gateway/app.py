@@ -67,6 +67,7 @@ class Front:
         self._gateway = gateway
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
         if scope["type"] != "http" or (scope["path"] in PROMPT_FIELD and scope["method"] == "POST"):
             await self._app(scope, receive, send)
             return

@@ -1,7 +1,7 @@
 """The request body: only what routing needs is parsed, everything else keeps its bytes.
 
-A body becomes a dict from field name to raw JSON (`msgspec.Raw`), so that replacing `model` leaves every other value as the
-client wrote it, whatever field it is.
+A body becomes a dict from field name to raw JSON (`msgspec.Raw`), so that replacing `model` leaves every other value
+as the client wrote it, whatever field it is.
 """
 
 from __future__ import annotations

@@ -90,7 +90,7 @@ class WhileConnected:
     ) -> bool:
         self._watch.cancel()
         if self.gone:
-            # True where nobody else cancelled the request as well (a shutdown, say): then the end of the client is all there is.
+            # Swallow the cancellation, unless somebody else (a shutdown, say) has cancelled the request as well.
             return self._serving.uncancel() == 0 and kind is asyncio.CancelledError
         return False
 

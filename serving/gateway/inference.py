@@ -33,6 +33,7 @@ class Inference:
         self._gateway = gateway
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
         received = time.perf_counter()
         headers = headers_of(scope)
         exchange = _Exchange(self._gateway, scope["path"], received, Reply(send, request_id(headers)))

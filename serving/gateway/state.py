@@ -112,7 +112,10 @@ class Gateway:
     # -- decisions ---------------------------------------------------------------------------------------------------
 
     def decide(self, task: Task) -> Decision:
-        """The router's decision on the present snapshot. Raises NotFound for an unknown model, with the nearest names."""
+        """The router's decision on the present snapshot.
+
+        Raises NotFound for an unknown model, with the nearest names.
+        """
         decision = self._decide(task)
         if decision.session_route is not None:
             self._sessions[task.session_key] = decision.session_route

@@ -28,8 +28,8 @@ _decode = msgspec.json.Decoder(_Envelope, strict=False).decode
 def from_engine(status: int, body: bytes, prompt_param: str) -> ServingError:
     """The engine's error answer as ours; the text for people stays the engine's.
 
-    A prompt past the context is 400 `context_length_exceeded` on `prompt_param`, as OpenAI reports it. A 404 means that the
-    engine lost an adapter which it held a moment ago: the client may try again.
+    A prompt past the context is 400 `context_length_exceeded` on `prompt_param`, as OpenAI reports it. A 404 means
+    that the engine lost an adapter which it held a moment ago: the client may try again.
     """
     error = _read(body, status)
     message = error.message or f"the engine answered {status}"

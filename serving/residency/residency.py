@@ -30,14 +30,20 @@ class StillCold(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """How long a request waits for a cold adapter, in seconds. `fallback_after_s` None: only `give_up_after_s` counts."""
+    """How long a request waits for a cold adapter, in seconds.
+
+    `fallback_after_s` None: only `give_up_after_s` counts.
+    """
 
     fallback_after_s: float | None
     give_up_after_s: float
 
 
 class Hold:
-    """Keeps one adapter resident while the context is open. `was_ready` tells a warm start, `waited_s` the cold wait."""
+    """Keeps one adapter resident while the context is open.
+
+    `was_ready` tells a warm start, `waited_s` the cold wait.
+    """
 
     __slots__ = ("_entry", "_epoch", "_patience", "_residency", "waited_s", "was_ready")
 

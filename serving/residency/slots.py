@@ -52,9 +52,9 @@ class Entry:
 class SlotCache(Cache[str, Entry]):
     """Adapters in the slots of one engine, by engine name; at most `maxsize`.
 
-    Eviction is least-recently-used weighed with the cost of loading again (GreedyDual, Young 1994): a use sets an entry's
-    priority to the clock plus its cost; the lowest priority leaves and sets the clock. With equal costs this is LRU.
-    An entry that is in use or pinned never leaves by itself.
+    Eviction is least-recently-used weighed with the cost of loading again (GreedyDual, Young 1994): a use sets an
+    entry's priority to the clock plus its cost; the lowest priority leaves and sets the clock. With equal costs this
+    is LRU. An entry that is in use or pinned never leaves by itself.
     """
 
     def __init__(self, slots: int) -> None:
