@@ -1,9 +1,11 @@
-"""The composition root: from settings to a running endpoint. The only place where the parts are chosen and joined."""
+"""The composition root: from settings to the parts of a running endpoint. Only here are parts chosen and joined."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from adapters_registry import AdapterRegistry, BaseModelSpec, open_database
 from adapters_registry.errors import RegistryError
@@ -12,8 +14,10 @@ from configs.agents import load_presets
 from configs.settings import EMBEDDED, Settings
 from router import Router
 from serving.auth import KeyRing
+from serving.control import ControlServer, LinkedFleet
 from serving.engine.base import Engine
-from serving.fleet import LocalFleet
+from serving.engine.factory import build_engines
+from serving.fleet import Fleet, LocalFleet
 from serving.gateway import Gateway
 from serving.metrics import Metrics
 from serving.recorder import Recorder
@@ -23,34 +27,45 @@ log = logging.getLogger(__name__)
 DEMO_ACTOR = "demo"
 
 
-def open_registry(settings: Settings, engines: Sequence[Engine]) -> AdapterRegistry:
-    """The registry of `settings.home`, its database migrated and what a killed registration left behind cleaned."""
-    settings.home.mkdir(parents=True, exist_ok=True)
-    bases = {engine.base_name: base_spec(engine) for engine in engines if engine.slots}
-    registry = AdapterRegistry(open_database(settings.database), settings.home, bases=bases)
-    registry.recover()
-    return registry
-
-
-def base_spec(engine: Engine) -> BaseModelSpec:
-    """What adapters of `engine` must match; without shapes where the engine's weights are not on this machine."""
-    if engine.model_path is not None:
-        return BaseModelSpec.from_folder(
-            engine.model_path, engine.base_name, engine.base_aliases, engine.max_lora_rank, per_module_scaling=False
-        )
-    return BaseModelSpec(engine.base_name, tuple(engine.base_aliases), max_lora_rank=engine.max_lora_rank)
-
-
-def build_gateway(settings: Settings, keys: KeyRing, engines: Sequence[Engine]) -> Gateway:
-    """Everything behind the endpoint, not started yet."""
+def compose_alone(settings: Settings, keys: KeyRing) -> Gateway:
+    """One process that does everything, not started yet."""
     metrics = Metrics()
+    engines = build_engines(settings)
+    registry = _prepare_registry(settings, engines)
+    return _gateway(settings, keys, LocalFleet(engines, metrics, prefetch=settings.prefetch), registry, metrics)
+
+
+def compose_parent(settings: Settings, control_path: Path) -> ControlServer:
+    """The process that keeps the engines for several gateway processes."""
+    metrics = Metrics()
+    engines = build_engines(settings)
+    registry = _prepare_registry(settings, engines)
+    fleet = LocalFleet(engines, metrics, prefetch=settings.prefetch)
+    return ControlServer(fleet, registry, control_path, metrics)
+
+
+def compose_worker(settings: Settings, keys: KeyRing, control_path: Path, on_lost: Callable[[], None]) -> Gateway:
+    """One of several gateway processes; `on_lost` is called when the parent has gone."""
+    metrics = Metrics()
+    fleet = LinkedFleet(control_path, settings.request_timeout_s, on_lost=on_lost)
+    registry = _open_registry(settings, build_engines(settings))
+    gateway = _gateway(settings, keys, fleet, registry, metrics)
+    refreshes: set[asyncio.Task[None]] = set()
+
+    def refresh() -> None:
+        task = asyncio.get_running_loop().create_task(gateway.refresh())
+        refreshes.add(task)
+        task.add_done_callback(refreshes.discard)
+
+    fleet.on_refresh(refresh)
+    return gateway
+
+
+def _gateway(settings: Settings, keys: KeyRing, fleet: Fleet, registry: AdapterRegistry, metrics: Metrics) -> Gateway:
     presets = load_presets(settings.agents_dir)
-    registry = open_registry(settings, engines)
-    if settings.demo:
-        register_demo(registry, engines, settings)
     return Gateway(
         settings,
-        fleet=LocalFleet(engines, metrics, prefetch=settings.prefetch),
+        fleet=fleet,
         registry=registry,
         presets=presets,
         keys=keys,
@@ -60,10 +75,33 @@ def build_gateway(settings: Settings, keys: KeyRing, engines: Sequence[Engine]) 
     )
 
 
-def register_demo(registry: AdapterRegistry, engines: Sequence[Engine], settings: Settings) -> None:
+def _prepare_registry(settings: Settings, engines: Sequence[Engine]) -> AdapterRegistry:
+    """Open the registry, clean what a killed registration left behind, and register the demo adapters."""
+    registry = _open_registry(settings, engines)
+    registry.recover()
+    if settings.demo:
+        _register_demo(registry, settings)
+    return registry
+
+
+def _open_registry(settings: Settings, engines: Sequence[Engine]) -> AdapterRegistry:
+    settings.home.mkdir(parents=True, exist_ok=True)
+    bases = {engine.base_name: _base_spec(engine) for engine in engines if engine.slots}
+    return AdapterRegistry(open_database(settings.database), settings.home, bases=bases)
+
+
+def _base_spec(engine: Engine) -> BaseModelSpec:
+    """What adapters of `engine` must match; without shapes where the engine's weights are not on this machine."""
+    if engine.model_path is None:
+        return BaseModelSpec(engine.base_name, tuple(engine.base_aliases), max_lora_rank=engine.max_lora_rank)
+    return BaseModelSpec.from_folder(
+        engine.model_path, engine.base_name, engine.base_aliases, max_lora_rank=engine.max_lora_rank
+    )
+
+
+def _register_demo(registry: AdapterRegistry, settings: Settings) -> None:
     """Register the demo adapters for the embedded base, once: what an operator changed or retired stays so."""
-    bases = {engine.model for engine in settings.resolved_engines if engine.kind == "vllm"}
-    if EMBEDDED not in bases:
+    if not any(engine.kind == "vllm" and engine.model == EMBEDDED for engine in settings.resolved_engines):
         return
     known = {version.name for version in registry.list_versions(include_retired=True)}
     for folder in sorted(embedded.ADAPTERS.iterdir()):

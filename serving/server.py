@@ -6,19 +6,24 @@ import asyncio
 import contextlib
 import logging
 import logging.handlers
+import signal
 import socket
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Protocol
 
 import uvicorn
+from fastapi import FastAPI
 
+from adapters_registry.model import RegistrySnapshot
 from configs.settings import Settings, SettingsError
 from serving.auth import KeyRing, check_binding
-from serving.composition import build_gateway
-from serving.engine.base import EngineState, EngineStatus
-from serving.engine.factory import build_engines
-from serving.gateway import Gateway, create_app
+from serving.composition import compose_alone, compose_parent
+from serving.engine.base import Engine, EngineState, EngineStatus
+from serving.gateway import create_app
+from serving.workers import Workers
 
 LOG_BYTES = 16 << 20
 BACKLOG = 2048
@@ -36,7 +41,7 @@ class ServeEvents(Protocol):
         """An engine's state or start-up phase, at each change and at least twice a second while it starts."""
         ...
 
-    def ready(self, gateway: Gateway) -> None:
+    def ready(self, engines: Sequence[Engine], registered: RegistrySnapshot) -> None:
         """Every engine has become ready, or failed, for the first time."""
         ...
 
@@ -51,12 +56,11 @@ def serve(settings: Settings, events: ServeEvents) -> None:
 
     keys = KeyRing(settings.keys_file)
     check_binding(settings, keys)
+    run = _serve_alone if settings.workers == 1 else _serve_many
     with contextlib.closing(bind(settings)) as listener:
         log_to_file(settings)
-        engines = build_engines(settings)
-        gateway = build_gateway(settings, keys, engines)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_serve(settings, gateway, listener, events))
+            runner.run(run(settings, keys, listener, events))
 
 
 def bind(settings: Settings) -> socket.socket:
@@ -129,24 +133,51 @@ class AnnouncingServer(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-async def _serve(settings: Settings, gateway: Gateway, listener: socket.socket, events: ServeEvents) -> None:
+async def _serve_alone(settings: Settings, keys: KeyRing, listener: socket.socket, events: ServeEvents) -> None:
+    gateway = compose_alone(settings, keys)
     server = AnnouncingServer(uvicorn_config(create_app(gateway), settings), events.stopping)
     events.listening(url_of(listener))
-    for engine in gateway.fleet.engines:
-        engine.on_change(partial(events.engine_status, engine.name))
-    watcher = asyncio.get_running_loop().create_task(_watch_start(gateway, events))
+    watcher = _watch_start(gateway.fleet.engines, events, lambda: gateway.registered)
     try:
         await server.serve(sockets=[listener])
     finally:
         watcher.cancel()
 
 
-async def _watch_start(gateway: Gateway, events: ServeEvents) -> None:
-    """Report start-up progress until all engines have settled."""
-    engines = gateway.fleet.engines
+async def _serve_many(settings: Settings, keys: KeyRing, listener: socket.socket, events: ServeEvents) -> None:
+    del keys  # each worker reads them itself
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    with tempfile.TemporaryDirectory(prefix="loradock-") as folder:
+        control = compose_parent(settings, Path(folder) / "control")
+        workers = Workers(settings, listener, Path(folder) / "control")
+        events.listening(url_of(listener))
+        watcher = _watch_start(control.fleet.engines, events, lambda: control.registered)
+        await control.start()
+        workers.start()
+        try:
+            await stop.wait()
+        finally:
+            events.stopping()
+            watcher.cancel()
+            await workers.stop()
+            await control.stop()
+
+
+def _watch_start(
+    engines: Sequence[Engine], events: ServeEvents, registered: Callable[[], RegistrySnapshot]
+) -> asyncio.Task[None]:
+    """Report start-up progress until all engines have settled; later changes of state too."""
     settled = (EngineState.READY, EngineState.FAILED)
-    while not all(engine.status.state in settled for engine in engines):
-        for engine in engines:
-            events.engine_status(engine.name, engine.status)
-        await asyncio.sleep(0.25)
-    events.ready(gateway)
+
+    async def watch() -> None:
+        while not all(engine.status.state in settled for engine in engines):
+            for engine in engines:
+                events.engine_status(engine.name, engine.status)
+            await asyncio.sleep(0.25)
+        events.ready(engines, registered())
+
+    for engine in engines:
+        engine.on_change(partial(events.engine_status, engine.name))
+    return asyncio.get_running_loop().create_task(watch(), name="start-up progress")

@@ -210,9 +210,7 @@ class LinkedFleet:
         self._refresh.append(callback)
 
     def measure(self, metrics: Metrics) -> None:
-        """Set the gauges that do not need the parent; it sets the others."""
-        for engine in self.engines:
-            metrics.read_engine(engine)
+        """Leave the gauges to the parent, which counts for all."""
 
     # -- for LinkedHold ----------------------------------------------------------------------------------------------
 

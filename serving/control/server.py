@@ -25,6 +25,7 @@ from serving.control.wire import (
 )
 from serving.errors import AdapterLoadFailed, ServingError
 from serving.fleet import LocalFleet
+from serving.metrics import Metrics
 from serving.residency import Patience, StillCold
 
 VIEW_S = 0.1
@@ -35,8 +36,9 @@ REFRESH_S = 0.5
 class ControlServer:
     """Serves workers on a unix socket at `path`. Belongs to the fleet's event loop."""
 
-    def __init__(self, fleet: LocalFleet, registry: AdapterRegistry, path: Path) -> None:
-        self._fleet = fleet
+    def __init__(self, fleet: LocalFleet, registry: AdapterRegistry, path: Path, metrics: Metrics) -> None:
+        self.fleet = fleet
+        self._metrics = metrics
         self._registry = registry
         self._path = path
         self._registered = RegistrySnapshot(revision=-1)
@@ -46,7 +48,7 @@ class ControlServer:
 
     async def start(self) -> None:
         """Start the fleet and listen."""
-        await self._fleet.start()
+        await self.fleet.start()
         await self.refresh()
         self._server = await asyncio.start_unix_server(self._serve_worker, str(self._path))
         loop = asyncio.get_running_loop()
@@ -62,14 +64,19 @@ class ControlServer:
             self._server.close()
         for worker in list(self._workers):
             worker.close()
-        await self._fleet.stop()
+        await self.fleet.stop()
+
+    @property
+    def registered(self) -> RegistrySnapshot:
+        """The registry as of the last refresh."""
+        return self._registered
 
     async def refresh(self) -> None:
         """Adopt the registry's present state."""
         registered = await asyncio.to_thread(self._registry.snapshot)
         if registered.revision != self._registered.revision:
             self._registered = registered
-            self._fleet.adopt(registered)
+            self.fleet.adopt(registered)
 
     async def _keep_fresh(self) -> None:
         while True:
@@ -80,6 +87,7 @@ class ControlServer:
         told = self._view()
         while True:
             await asyncio.sleep(VIEW_S)
+            self.fleet.measure(self._metrics)
             view = self._view()
             if view != told:
                 told = view
@@ -114,7 +122,7 @@ class ControlServer:
             case Unload(adapter):
                 version = await self._version(adapter)
                 if version is not None:
-                    await self._fleet.unload(version)
+                    await self.fleet.unload(version)
             case Changed():
                 await self.refresh()
                 for each in self._workers:
@@ -126,7 +134,7 @@ class ControlServer:
             version = await self._version(wanted.adapter)
             if version is None:
                 raise AdapterLoadFailed(f"{wanted.adapter} is not registered any more")
-            async with self._fleet.hold(version, Patience(wanted.fallback_after_s, wanted.give_up_after_s)) as held:
+            async with self.fleet.hold(version, Patience(wanted.fallback_after_s, wanted.give_up_after_s)) as held:
                 worker.send(Held(wanted.id, held.was_ready, held.waited_s))
                 await asyncio.get_running_loop().create_future()
         except StillCold:
@@ -160,13 +168,13 @@ class ControlServer:
                 detail=engine.status.detail,
                 pid=engine.status.pid,
             )
-            for engine in self._fleet.engines
+            for engine in self.fleet.engines
         ]
         residents = [
             ResidentView(
                 name, resident.engine, resident.state.value, resident.in_flight, resident.loads, resident.load_s
             )
             for name, version in self._registered.versions.items()
-            if (resident := self._fleet.resident(version)) is not None
+            if (resident := self.fleet.resident(version)) is not None
         ]
         return View(engines, residents)
