@@ -139,7 +139,8 @@ class OpenLoop:
         pacer.start()
         await asyncio.sleep(times[-1] - perf_counter() if times else 0)
         unfinished = not await within(DRAIN_S, self._idle)
-        report = self._tally.report(plan.seconds)
+        ended = max((done.ended for done in self._tally.done), default=0.0)
+        report = self._tally.report(max(plan.seconds, ended - self._tally.begin))
         return report | {"unfinished": self._out if unfinished else 0, "send_lag_ms": spread(self._lags)}
 
     def _pace(self, times: list[float], loop: asyncio.AbstractEventLoop) -> None:

@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -57,6 +57,9 @@ class Child:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.stop()
+        kill(_session_members(self.pid))
+        if self._process.stdout is not None:
+            self._process.stdout.close()
 
     def first_line(self, timeout_s: float = START_TIMEOUT_S) -> str:
         """What the process prints first, which for our own servers is their URL. Raises ChildFailed."""
@@ -81,8 +84,10 @@ class Child:
         return cpu_seconds(self.pid)
 
     def stop(self, number: int = signal.SIGTERM, timeout_s: float = STOP_TIMEOUT_S) -> float:
-        """Ask the process group to end, then make it. Returns the seconds that it took."""
+        """Ask the process group to end, as Ctrl-C does with SIGINT, then make it. Returns the seconds that it took."""
         started = time.monotonic()
+        if not self.running():
+            return 0.0
         with suppress(ProcessLookupError):
             os.killpg(self.pid, number)
         try:
@@ -91,17 +96,28 @@ class Child:
             with suppress(ProcessLookupError):
                 os.killpg(self.pid, signal.SIGKILL)
             self._process.wait()
-        seconds = time.monotonic() - started
-        for pid in session_members(self.pid):
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        if self._process.stdout is not None:
-            self._process.stdout.close()
-        return seconds
+        return time.monotonic() - started
 
 
-def session_members(session: int) -> list[int]:
-    """Living processes of a session; empty where there is no /proc."""
+def started_with(value: str) -> list[int]:
+    """Living processes that have `value` in their environment, whatever session they are in; empty without /proc."""
+    found = []
+    for folder in PROC.glob("[0-9]*"):
+        with suppress(OSError):  # gone, or another user's
+            if value.encode() in (folder / "environ").read_bytes():
+                found.append(int(folder.name))
+    return found
+
+
+def kill(pids: Iterable[int]) -> None:
+    """End processes at once; those that are gone do not matter."""
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def _session_members(session: int) -> list[int]:
+    """Living processes of a session."""
     members = []
     for folder in PROC.glob("[0-9]*"):
         fields = _stat(int(folder.name))

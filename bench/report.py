@@ -14,7 +14,6 @@ from rich.table import Table
 
 from bench.environment import environment
 
-
 TABLE_WIDTH = 120
 """columns where stderr is not a terminal"""
 

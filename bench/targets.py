@@ -26,6 +26,12 @@ from bench.tasks import AGENTS
 
 READY_TIMEOUT_S = 120.0
 ALL = ("direct", "passthrough", "loradock", "litellm")
+LITELLM_ENVIRONMENT = {
+    "LITELLM_LOG": "ERROR",
+    "LITELLM_MODE": "PRODUCTION",
+    "LITELLM_LOCAL_MODEL_COST_MAP": "True",  # it would fetch a price list otherwise
+    "LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY": "true",  # no keys on loopback, as loradock beside it
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +104,7 @@ def _litellm(stack: ExitStack, folder: Path, upstream: str, command: Path | None
     config.write_text(json.dumps({"model_list": [{"model_name": "auto", "litellm_params": parameters}]}))
     port = free_port()
     arguments = ["--config", str(config), "--host", "127.0.0.1", "--port", str(port), "--num_workers", "1"]
-    quiet = {"LITELLM_LOG": "ERROR", "LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_MODE": "PRODUCTION"}
-    env = {key: value for key, value in _environment().items() if key != "PYTHONPATH"} | quiet
+    env = {key: value for key, value in _environment().items() if key != "PYTHONPATH"} | LITELLM_ENVIRONMENT
     child = stack.enter_context(Child([str(command), *arguments], folder / "litellm.log", env, cwd=folder))
     url = f"http://127.0.0.1:{port}"
     _await(child, f"{url}/health/liveliness")
