@@ -23,8 +23,8 @@ from router import BaseTier, Router, RouterSnapshot, Task
 
 QUESTION = (
     "Please review the indemnification clause below and tell me whether our liability is capped. The supplier must "
-    "notify us within 30 days, and the parties agree to arbitration in London. Compare it with clause 14.2 of the master "
-    "agreement, and answer in JSON with at least three fields: risk, reason, change."
+    "notify us within 30 days, and the parties agree to arbitration in London. Compare it with clause 14.2 of the "
+    "master agreement, and answer in JSON with at least three fields: risk, reason, change."
 )
 AGENTS = 20
 
@@ -65,7 +65,7 @@ def measure(
         router.decide(task, now)
         ended = time.perf_counter_ns()
         whole[index], decide[index] = ended - began, ended - parsed
-    figures = {}
+    figures: dict[str, float] = {}
     for name, series in (("total", whole), ("decide", decide)):
         p50, p99 = np.percentile(series, [50, 99]) / 1e3
         figures |= {f"{name}_p50_us": round(float(p50), 1), f"{name}_p99_us": round(float(p99), 1)}

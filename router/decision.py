@@ -41,7 +41,7 @@ class UnknownModel(LookupError):
 
 
 class Candidate(NamedTuple):
-    """One choice as it was weighed. `cost` is the price relative to the dearest tier, `wait_s` the expected wait."""
+    """One choice as it was weighed. `cost` is the tier's `RouterSnapshot.prices`, `wait_s` the expected wait."""
 
     base: str
     adapter: AdapterVersion | None

@@ -29,8 +29,8 @@ _LEXICON = {
     "respectively muss müssen mindestens höchstens genau ohne doit exactement moins sans debe exactamente menos sin",
     _REASONING: "prove derive compare contrast analyse analyze evaluate optimise optimize design refactor debug "
     "explain justify calculate compute solve infer deduce estimate determine why assess implement trade tradeoff "
-    "tradeoffs simulate integrate differentiate verify argue critique plan diagnose reconcile step steps therefore assume "
-    "suppose hence implies complexity algorithm theorem equation probability "
+    "tradeoffs simulate integrate differentiate verify argue critique plan diagnose reconcile step steps therefore "
+    "assume suppose hence implies complexity algorithm theorem equation probability "
     "beweise erkläre berechne vergleiche warum pourquoi explique expliquez calcule démontre comparez explica calcula "
     "demuestra compara",
     _QUESTION: "what which who whom whose when where how was welche wer wann wo wie quel quelle quand où comment qué "

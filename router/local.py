@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from adapters_registry.model import RegistrySnapshot
+from adapters_registry import AdapterRegistry, RegistrySnapshot, open_database
 from configs.agents import load_presets
 from configs.settings import Settings, load_settings
 from router.decision import Decision
@@ -43,9 +43,6 @@ def local_snapshot(settings: Settings | None = None) -> RouterSnapshot:
 
 
 def _registered(settings: Settings) -> RegistrySnapshot:
-    # The database's machinery is heavy, and nothing else of the router needs it.
-    from adapters_registry import AdapterRegistry, open_database
-
     if settings.database_url is None and not (settings.home / "loradock.db").is_file():
         return RegistrySnapshot(revision=0)
     database = open_database(settings.database)

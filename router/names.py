@@ -94,7 +94,11 @@ def _pointed(aliases: AgentAliases | None, selector: str) -> str | None:
 def nearest_names(model: str, snapshot: RouterSnapshot) -> list[str]:
     """Names that look like `model`, best first; the work is bounded however many there are."""
     names = dict.fromkeys(islice(_names(snapshot), _MAX_COMPARED))
-    return difflib.get_close_matches(model[:_MAX_NAME], names, n=_NEAREST, cutoff=0.5)
+    model = model[:_MAX_NAME]
+    bare = model.partition("@")[0]
+    close = [bare] if bare in names else []
+    close += difflib.get_close_matches(model, names, n=_NEAREST, cutoff=0.5)
+    return list(dict.fromkeys(close))[:_NEAREST]
 
 
 def _names(snapshot: RouterSnapshot) -> Iterator[str]:

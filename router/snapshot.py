@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -44,7 +45,8 @@ class RouterSnapshot:
     sessions: Mapping[tuple[str, str], SessionRoute] = field(default_factory=lambda: MappingProxyType({}))
     is_warm: Callable[[AdapterVersion], bool] = _never_warm
     prices: tuple[float, ...] = field(init=False)
-    """price of each tier relative to the dearest; where no tier has one, its rank stands in for it"""
+    """Root of each tier's price relative to the dearest: prices span powers of ten, and a step between two cheap tiers
+    should count too. Where no tier has a price, its rank stands in for it."""
     strengths: tuple[float, ...] = field(init=False)
     """rank of each tier in [0, 1]"""
     up: tuple[int, ...] = field(init=False)
@@ -57,7 +59,7 @@ class RouterSnapshot:
         last = max(len(self.tiers) - 1, 1)
         strengths = tuple(index / last for index in range(len(self.tiers)))
         dearest = max(tier.cost_per_mtok for tier in self.tiers)
-        prices = tuple(tier.cost_per_mtok / dearest for tier in self.tiers) if dearest > 0 else strengths
+        prices = tuple(math.sqrt(tier.cost_per_mtok / dearest) for tier in self.tiers) if dearest > 0 else strengths
         everything = tuple(range(len(self.tiers)))
         object.__setattr__(self, "up", tuple(index for index in everything if self.tiers[index].ready) or everything)
         object.__setattr__(self, "_by_base", {tier.base_name: index for index, tier in enumerate(self.tiers)})
