@@ -218,7 +218,10 @@ def export(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="New folder to write.")],
     as_json: AsJson = False,
 ) -> None:
-    """Write an adapter as an ordinary PEFT folder. Reads the home on this machine; needs no server."""
+    """Write an adapter as an ordinary PEFT folder.
+
+    Reads the home on this machine; needs no server.
+    """
     from adapters_registry import AdapterRegistry, RegistryError, open_database
 
     out = Output(as_json)

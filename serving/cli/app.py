@@ -49,8 +49,7 @@ def _loradock(
 ) -> None:
     """One OpenAI-compatible endpoint in front of a team of agents' LoRA adapters.
 
-    Commands find the server through the settings (see `loradock config show`) and take its API key
-    from LORADOCK_API_KEY.
+    Commands find the server through the settings (`loradock config show`), and its API key in LORADOCK_API_KEY.
     """
     del show_version
     ctx.obj = Globals(config)
@@ -66,7 +65,8 @@ def run(arguments: Sequence[str]) -> int:
     except CliError as error:
         return _fail(error, arguments)
     except typer.TyperException as error:
-        return _fail(Misuse(_explain(error)), arguments)
+        # without arguments, the help has been printed and the message is empty
+        return _fail(Misuse(_explain(error)), arguments) if error.format_message() else Misuse.exit_code
     except (typer.Abort, KeyboardInterrupt):
         return INTERRUPTED
     return code if isinstance(code, int) else 0

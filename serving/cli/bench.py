@@ -37,7 +37,7 @@ def bench(
     url: Url = None,
     as_json: AsJson = False,
 ) -> None:
-    """Load the running endpoint and report latencies, requests/s, time to the first token and tokens/s.
+    """Load the running endpoint and report latencies and rates.
 
     The client shares the machine with whatever else runs on it. Exit code 1 when a request fails.
     """

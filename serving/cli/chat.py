@@ -37,9 +37,9 @@ def chat(
     url: Url = None,
     as_json: AsJson = False,
 ) -> None:
-    """Chat with the endpoint; with MESSAGE, or with text on standard input, ask once.
+    """Chat with the endpoint, or ask MESSAGE once.
 
-    Below each answer stands which adapter gave it, why, and how fast. In a pipe, standard output gets only the answer.
+    Without MESSAGE, text piped to standard input is asked once. Below each answer stands which adapter gave it, why, and how fast. In a pipe, standard output gets only the answer.
     """
     out = Output(as_json)
     if message is None and not sys.stdin.isatty():

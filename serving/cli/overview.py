@@ -25,7 +25,7 @@ def add_commands(app: typer.Typer) -> None:
 
 
 def models(ctx: typer.Context, url: Url = None, as_json: AsJson = False) -> None:
-    """List everything that `model` may name: the router, bases, agents, adapters and their versions."""
+    """List what `model` may name: the router, bases, agents, adapters and their versions."""
     out = Output(as_json)
     with server_of(ctx, url) as server:
         document = server.get("/v1/models")
@@ -44,7 +44,10 @@ def models(ctx: typer.Context, url: Url = None, as_json: AsJson = False) -> None
 
 
 def status(ctx: typer.Context, url: Url = None, as_json: AsJson = False) -> None:
-    """Show engines, adapters and requests of the server. Exit code 1 while no engine is ready."""
+    """Show engines, adapters and requests of the server.
+
+    Exit code 1 while no engine is ready.
+    """
     out = Output(as_json)
     with server_of(ctx, url) as server:
         report = read_status(server)

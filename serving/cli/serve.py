@@ -23,8 +23,8 @@ from serving.cli.output import BAD, FAINT, GOOD, Output, safe
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
+    from adapters_registry.model import RegistrySnapshot
     from serving.engine.base import Engine, EngineStatus
-    from serving.gateway import Gateway
 
 NOT_FLAGS = frozenset({"engines"})
 """settings that are tables: for the file or the environment"""
@@ -140,9 +140,9 @@ class Lines:
             self._said[name] = now
             self._say(f"engine {name}: {': '.join(part for part in now if part)}")
 
-    def ready(self, gateway: Gateway) -> None:
+    def ready(self, engines: Sequence[Engine], registered: RegistrySnapshot) -> None:
         """See ServeEvents."""
-        summary = self._summary(gateway)
+        summary = self._summary(engines, registered)
         self._out.json(summary)
         for agent, champion in summary["agents"].items():
             self._say(f"agent {agent}: {champion or 'no adapter'}")
@@ -161,12 +161,11 @@ class Lines:
         self._out.line(f"loradock: {text}")
         self._out.console.file.flush()
 
-    def _summary(self, gateway: Gateway) -> dict[str, Any]:
-        registered = gateway.registered
+    def _summary(self, engines: Sequence[Engine], registered: RegistrySnapshot) -> dict[str, Any]:
         champions = {agent: registered.champion(agent) for agent in registered.agents}
         return {
             "url": self._url,
-            "engines": [_describe(engine) for engine in gateway.fleet.engines],
+            "engines": [_describe(engine) for engine in engines],
             "agents": {agent: champion and champion.engine_name for agent, champion in champions.items()},
             "log": str(self._log),
         }
@@ -177,31 +176,31 @@ class Terminal(Lines):
 
     def __init__(self, settings: Settings, out: Output) -> None:
         super().__init__(settings, out)
-        self._progress: Progress | None = None
+        # begins here, before logging is set up, so that what is logged meanwhile appears above the bars
+        self._progress: Progress | None = self._begin()
         self._bars: dict[str, TaskID] = {}
 
     def engine_status(self, name: str, status: EngineStatus) -> None:
         """Move the engine's bar; after the start, tell changes as lines."""
-        if self._said.get("*"):
+        progress = self._progress
+        if progress is None:
             super().engine_status(name, status)
             return
-        progress = self._progress or self._begin()
         if name not in self._bars:
             self._bars[name] = progress.add_task(escape(f"engine {name}"), total=None, detail="")
         settled = status.state.value in {"ready", "failed"}
         progress.update(
             self._bars[name],
-            total=1 if settled else None,
-            completed=1 if settled else 0,
+            total=1 if settled or status.progress else None,
+            completed=1 if settled else status.progress,
             detail=escape(safe(status.detail or status.state.value)),
         )
         self._said[name] = (status.state.value, status.detail)
 
-    def ready(self, gateway: Gateway) -> None:
+    def ready(self, engines: Sequence[Engine], registered: RegistrySnapshot) -> None:
         """Replace the bars by the panel."""
         self.close()
-        self._said["*"] = ("ready", "")
-        self._out.console.print(panel(self._summary(gateway), with_key=self._keys))
+        self._out.console.print(panel(self._summary(engines, registered), with_key=self._keys))
 
     def stopping(self) -> None:
         """Tell that streams get their time."""
@@ -217,7 +216,7 @@ class Terminal(Lines):
     def _begin(self) -> Progress:
         from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-        self._progress = Progress(
+        progress = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -226,8 +225,8 @@ class Terminal(Lines):
             console=self._out.console,
             transient=True,
         )
-        self._progress.start()
-        return self._progress
+        progress.start()
+        return progress
 
 
 def panel(summary: dict[str, Any], *, with_key: bool) -> Group:
