@@ -18,7 +18,6 @@ TAIL_CHARS = 1024
 MAX_CHARS = HEAD_CHARS + 1 + TAIL_CHARS
 
 _WORD = re.compile(r"[^\W_]+")
-_NUMBER = re.compile(r"\d+")
 _ITEM = re.compile(r"^[ \t]*(?:[-*•]|\(?(?:\d{1,2}|[a-zA-Z])[.)])[ \t]", re.MULTILINE)
 _LONG_WORD = 9
 
@@ -58,6 +57,7 @@ class Features(NamedTuple):
     code: int
     """braces and semicolons, eight for a fence"""
     numbers: int
+    """words that begin with a digit"""
     maths: int
     """mathematical symbols"""
     constraints: int
@@ -104,7 +104,7 @@ def extract(task: Task) -> Features:
         system=int(task.has_system),
         media=task.media,
         code=sum(map(text.count, _CODE)) + 8 * text.count("```"),
-        numbers=len(_NUMBER.findall(text)),
+        numbers=len([word for word in words if word[0] <= "9"]),
         maths=sum(map(text.count, _MATHS)),
         constraints=kinds.count(_CONSTRAINT),
         reasoning=kinds.count(_REASONING),

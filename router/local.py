@@ -47,6 +47,6 @@ def _registered(settings: Settings) -> RegistrySnapshot:
         return RegistrySnapshot(revision=0)
     database = open_database(settings.database)
     try:
-        return AdapterRegistry(database, settings.home / "adapters", bases={}).snapshot()
+        return AdapterRegistry(database, settings.home, bases={}).snapshot()
     finally:
         database.close()

@@ -29,7 +29,7 @@ def toml(tmp_path):
     return write
 
 
-# -- precedence and origins -----------------------------------------------------------------------------------------------
+# -- precedence and origins --------------------------------------------------------------------------------------------
 
 
 def test_flag_over_environment_over_file_over_default(toml):
@@ -93,7 +93,7 @@ def test_values_of_the_environment_are_parsed_by_their_type(tmp_path):
     assert settings.agents_dir == tmp_path / "agents"
 
 
-# -- one clear line -------------------------------------------------------------------------------------------------------
+# -- one clear line ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_a_named_file_that_is_missing_or_a_folder_is_told(tmp_path):
         load(file=tmp_path)
 
 
-# -- engines --------------------------------------------------------------------------------------------------------------
+# -- engines -----------------------------------------------------------------------------------------------------------
 
 
 def test_engines_come_from_the_file_or_as_json(toml):
@@ -199,7 +199,7 @@ def test_the_public_name_of_a_base():
     assert EngineSettings(name="a", model="org/Name", served_name="nice").base_name == "nice"
 
 
-# -- derived --------------------------------------------------------------------------------------------------------------
+# -- derived -----------------------------------------------------------------------------------------------------------
 
 
 def test_state_lies_in_home_unless_told_otherwise(tmp_path):

@@ -40,7 +40,7 @@ def test_tasks_are_ranked_as_people_would():
         "hi",
         "Why is the sky blue?",
         "Compare TCP with UDP and explain why games must avoid one of them.",
-        "Design a rate limiter: compare two algorithms, analyse how each fails, and implement the better one in Python. "
+        "Design a rate limiter: compare two algorithms, analyse how each fails, and implement the better in Python. "
         "It must handle at least 100,000 requests/s and return JSON. Explain each step.",
     ]
     scores = [score(text) for text in ranked]
@@ -75,8 +75,8 @@ def test_features_count_what_they_say():
 def test_other_languages_are_seen():
     german = extract(Task.from_messages("Erkläre, warum das genau so sein muss."))
     assert (german.reasoning, german.constraints) == (2, 2)
-    assert extract(Task.from_messages("为什么？")).questions == 1
-    assert extract(Task.from_messages("为什么？")).foreign == 1.0
+    assert extract(Task.from_messages("为什么\uff1f")).questions == 1
+    assert extract(Task.from_messages("为什么\uff1f")).foreign == 1.0
 
 
 @given(text=st.text())
