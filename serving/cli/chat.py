@@ -39,7 +39,8 @@ def chat(
 ) -> None:
     """Chat with the endpoint, or ask MESSAGE once.
 
-    Without MESSAGE, text piped to standard input is asked once. Below each answer stands which adapter gave it, why, and how fast. In a pipe, standard output gets only the answer.
+    Without MESSAGE, text piped to standard input is asked once. Below each answer stands which adapter gave it, why,
+    and how fast; in a pipe, standard output gets only the answer.
     """
     out = Output(as_json)
     if message is None and not sys.stdin.isatty():
