@@ -30,7 +30,7 @@ from adapters_registry.weights import read_header
 
 Bases = Mapping[str, BaseModelSpec]
 Progress = Callable[[str, int, int | None], None]
-"""step, bytes done, bytes in all where known; an exception from it ends the registration without effect"""
+"""step, bytes done, bytes in all where known; before `committed`, an exception from it undoes all"""
 AliasWish = Literal["champion", "challenger", "none"]
 
 
@@ -132,8 +132,8 @@ class Intake:
     def _publish(self, order: Order, new: NewVersion, staged: Path, tell: Progress) -> AdapterVersion:
         alias = Alias(order.alias) if order.alias not in (None, "none") else None
         self._store.publish(staged, new.name, new.digest)
-        tell("published", new.size_bytes, new.size_bytes)
         try:
+            tell("published", new.size_bytes, new.size_bytes)
             with changing(self._database, order.actor) as change:
                 row = change.add(new, alias, default_alias=order.alias is None, pin=order.pin)
                 tell("recorded", new.size_bytes, new.size_bytes)

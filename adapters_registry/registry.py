@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import shutil
 import threading
 import time
@@ -50,7 +49,8 @@ class AdapterRegistry:
         self._intake = Intake(database, self._store, bases if callable(bases) else lambda: bases, max_bytes)
         self._snapshot: RegistrySnapshot | None = None
         self._snapshot_lock = threading.Lock()
-        self._checked_at = -math.inf
+        self._checked = (-1, 0.0)
+        self._changes = 0
 
     def register(
         self,
@@ -76,7 +76,7 @@ class AdapterRegistry:
         try:
             return self._intake.register(order, progress or _silent)
         finally:
-            self._checked_at = -math.inf
+            self._changes += 1
 
     def promote(
         self, name: str, version: str | None = None, *, actor: str, alias: Alias = Alias.CHAMPION
@@ -139,18 +139,19 @@ class AdapterRegistry:
         Whether there was one costs a query (0.3 ms on SQLite, 1.5 ms on PostgreSQL); with `max_age_s`, changes of
         other processes may be seen that much later, and calls in between cost nothing. Own changes show at once.
         """
-        cached, now = self._snapshot, time.monotonic()
-        if cached is not None and now - self._checked_at < max_age_s:
+        cached, changes, now = self._snapshot, self._changes, time.monotonic()
+        if cached is not None and self._checked[0] == changes and now - self._checked[1] < max_age_s:
             return cached
         revision = self._database.scalar(sa.select(RevisionRow.revision))
-        self._checked_at = now
         if cached is not None and cached.revision == revision:
+            self._checked = (changes, now)
             return cached
         with self._snapshot_lock:
             cached = self._snapshot
             if cached is None or cached.revision != revision:
                 with self._database.read() as session:
                     self._snapshot = cached = queries.read_snapshot(session, self._store.adapters)
+            self._checked = (changes, now)
             return cached
 
     def get(self, name: str) -> AdapterVersion:
@@ -229,7 +230,7 @@ class AdapterRegistry:
             with changing(self._database, actor) as change:
                 yield change
         finally:
-            self._checked_at = -math.inf
+            self._changes += 1
 
     def _told(self, row: VersionRow) -> AdapterVersion:
         return queries.to_version(row, self._store.adapters)
