@@ -42,6 +42,7 @@ class Connection(asyncio.Protocol):
 
     def __init__(self, on_done: Callable[[Connection, Outcome], None]) -> None:
         self.usable = False
+        self._closed = asyncio.Event()
         self._on_done = on_done
         self._transport: asyncio.Transport
         self._ask: Ask | None = None
@@ -61,9 +62,10 @@ class Connection(asyncio.Protocol):
         self._outcome = Outcome(now if intended is None else intended, now)
         self._transport.write(ask.payload)
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Close the connection; a request in flight fails."""
-        self._transport.close()
+        self._transport.abort()
+        await self._closed.wait()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:  # noqa: D102 asyncio.Protocol's
         self._transport = cast("asyncio.Transport", transport)  # uvloop has a class of its own
@@ -71,6 +73,7 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: D102
         self.usable = False
+        self._closed.set()
         if self._ask is not None:
             until_close = self._body_at >= 0 and self._length < 0 and not self._chunked
             self._finish(None if until_close else "disconnected")

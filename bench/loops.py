@@ -7,7 +7,7 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
@@ -58,16 +58,17 @@ class ClosedLoop:
         self._stopping = False
         self._busy = 0
         self._idle = asyncio.Event()
+        self._connections: set[Connection] = set()
         self._reconnects: set[asyncio.Task[None]] = set()
 
     async def run(self) -> dict[str, Any]:
         """Load the endpoint and say what happened."""
         plan = self._plan
-        connections = [await connect(plan.url, self._done) for _ in range(plan.concurrency)]
+        self._connections = {await connect(plan.url, self._done) for _ in range(plan.concurrency)}
         begin = perf_counter() + plan.warmup
         self._tally = Tally(begin)
-        for connection in connections:
-            self._busy += 1
+        self._busy = plan.concurrency
+        for connection in tuple(self._connections):
             connection.send(next(self._asks))
         await asyncio.sleep(plan.warmup + plan.seconds)
         self._wanted = MIN_ROUNDS * plan.concurrency
@@ -76,8 +77,9 @@ class ClosedLoop:
         self._tally.end = perf_counter()
         self._stopping = True
         unfinished = not await within(DRAIN_S, self._idle)
-        report = self._tally.report(self._tally.end - begin)
-        return report | {"unfinished": self._busy if unfinished else 0}
+        report = self._tally.report(self._tally.end - begin) | {"unfinished": self._busy if unfinished else 0}
+        await close(self._connections)
+        return report
 
     def _done(self, connection: Connection, outcome: Outcome) -> None:
         self._tally.add(outcome, outcome.ended)
@@ -86,6 +88,7 @@ class ClosedLoop:
         if not self._stopping and connection.usable:
             connection.send(next(self._asks))
         elif not self._stopping:
+            self._connections.discard(connection)
             task = asyncio.ensure_future(self._reconnect())
             self._reconnects.add(task)
             task.add_done_callback(self._reconnects.discard)
@@ -106,6 +109,7 @@ class ClosedLoop:
                 self._tally.errors["refused"] += 1
                 await asyncio.sleep(0.05)
             else:
+                self._connections.add(connection)
                 connection.send(next(self._asks))
                 return
         self._leave()
@@ -120,7 +124,7 @@ class OpenLoop:
         self._tally: Tally
         self._free: list[Connection] = []
         self._due: deque[float] = deque()
-        self._connections = 0
+        self._connections: set[Connection] = set()
         self._out = 0
         self._lags: list[float] = []
         self._paced = False
@@ -141,7 +145,10 @@ class OpenLoop:
         unfinished = not await within(DRAIN_S, self._idle)
         ended = max((done.ended for done in self._tally.done), default=0.0)
         report = self._tally.report(max(plan.seconds, ended - self._tally.begin))
-        return report | {"unfinished": self._out if unfinished else 0, "send_lag_ms": spread(self._lags)}
+        report |= {"unfinished": self._out if unfinished else 0, "send_lag_ms": spread(self._lags)}
+        pacer.join()
+        await close(self._connections)
+        return report
 
     def _pace(self, times: list[float], loop: asyncio.AbstractEventLoop) -> None:
         """Wake the loop at each time. A thread, because the loop's own timers are a millisecond coarse."""
@@ -156,11 +163,14 @@ class OpenLoop:
 
     def _arrive(self, due: float) -> None:
         self._out += 1
-        if self._free:
-            self._send(self._free.pop(), due)
-            return
+        while self._free:
+            connection = self._free.pop()
+            if connection.usable:
+                self._send(connection, due)
+                return
+            self._connections.discard(connection)  # closed by the target while idle
         self._due.append(due)
-        if self._connections < MAX_CONNECTIONS:
+        if len(self._connections) + len(self._opening) < MAX_CONNECTIONS:
             task = asyncio.ensure_future(self._open())
             self._opening.add(task)
             task.add_done_callback(self._opening.discard)
@@ -170,14 +180,13 @@ class OpenLoop:
         connection.send(next(self._asks), due)
 
     async def _open(self) -> None:
-        self._connections += 1
         try:
             connection = await connect(self._plan.url, self._done)
         except OSError:
-            self._connections -= 1
             if self._due:
                 self._fail(self._due.popleft())
             return
+        self._connections.add(connection)
         self._take_back(connection)
 
     def _fail(self, due: float) -> None:
@@ -191,7 +200,7 @@ class OpenLoop:
         if connection.usable:
             self._take_back(connection)
         else:
-            self._connections -= 1
+            self._connections.discard(connection)
         self._settle()
 
     def _take_back(self, connection: Connection) -> None:
@@ -225,6 +234,12 @@ async def connect(url: str, on_done: Callable[[Connection, Outcome], None]) -> C
         partial(Connection, on_done), parts.hostname, parts.port
     )
     return connection
+
+
+async def close(connections: Iterable[Connection]) -> None:
+    """Close what is still open."""
+    for connection in tuple(connections):
+        await connection.close()
 
 
 async def within(seconds: float, event: asyncio.Event) -> bool:
