@@ -230,7 +230,7 @@ def export(
         raise CliError(f"there are no adapters in {settings.home}: set LORADOCK_HOME to the server's home")
     database = open_database(settings.database)
     try:
-        registry = AdapterRegistry(database, settings.home / "adapters", bases={})
+        registry = AdapterRegistry(database, settings.home, bases={})
         written = registry.export(name, folder)
     except RegistryError as error:
         raise CliError(error.message) from None
