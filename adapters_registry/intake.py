@@ -121,7 +121,7 @@ class Intake:
             agent=agent,
             base=spec.name,
             digest=digest,
-            engine_id=engine_id_of(digest),
+            engine_id=engine_id_of(name, digest),
             rank=adapter.rank,
             size_bytes=size,
             target_modules=adapter.target_modules,

@@ -203,9 +203,8 @@ class Change:
         """Engines tell adapters apart by 31 bits, names by 48: two contents that share either cannot both be served."""
         same_id = (VersionRow.engine_id == new.engine_id) & (VersionRow.state != State.RETIRED)
         same_name = (VersionRow.name == new.name) & (VersionRow.version == new.digest[:VERSION_DIGITS])
-        clash = self.session.scalar(
-            sa.select(VersionRow).where(VersionRow.digest != new.digest, sa.or_(same_id, same_name)).limit(1)
-        )
+        another = sa.or_(VersionRow.digest != new.digest, VersionRow.name != new.name)
+        clash = self.session.scalar(sa.select(VersionRow).where(another, sa.or_(same_id, same_name)).limit(1))
         if clash is not None:
             raise LifecycleError(
                 f"the adapter's engine id collides with that of {clash.name}@{clash.version}; retire that one first",

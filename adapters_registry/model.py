@@ -6,6 +6,7 @@ engine-side name `name@version`. Aliases (`champion`, `challenger`) belong to an
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -16,9 +17,12 @@ from types import MappingProxyType
 VERSION_DIGITS = 12
 
 
-def engine_id_of(digest: str) -> int:
-    """Integer id for vLLM: positive, under 2**31, from the digest alone."""
-    return int(digest[:8], 16) % (2**31 - 1) + 1
+def engine_id_of(name: str, digest: str) -> int:
+    """Integer id for vLLM: positive, under 2**31, the same in every process.
+
+    From name and digest, because two names may hold the same content, and each has a slot of its own.
+    """
+    return int(hashlib.sha256(f"{name}@{digest}".encode()).hexdigest()[:8], 16) % (2**31 - 1) + 1
 
 
 class State(StrEnum):
@@ -68,8 +72,8 @@ class AdapterVersion:
 
     @property
     def engine_id(self) -> int:
-        """Integer id for vLLM: positive, under 2**31, from the digest alone."""
-        return engine_id_of(self.digest)
+        """Integer id for vLLM; see `engine_id_of`."""
+        return engine_id_of(self.name, self.digest)
 
 
 @dataclass(frozen=True, slots=True)

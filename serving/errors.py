@@ -22,6 +22,7 @@ from collections.abc import Mapping
 
 import msgspec
 
+from adapters_registry import DatabaseError
 from adapters_registry.errors import AdapterNotFound, LifecycleError, RegistryError
 
 
@@ -133,7 +134,9 @@ class EngineTimeout(ServingError):
 
 
 def from_registry(error: RegistryError) -> ServingError:
-    """The registry's errors as clients see them: 404, 409, or 422 with the reason."""
+    """The registry's errors as clients see them: 404, 409, 503, or 422 with the reason."""
+    if isinstance(error, DatabaseError):
+        return ServingError(error.message, code=error.code, status=503, retry_after_s=1.0)
     if isinstance(error, AdapterNotFound):
         return NotFound(error.message, param=error.param, code=error.code)
     if isinstance(error, LifecycleError):

@@ -49,6 +49,7 @@ def create_app(gateway: Gateway) -> FastAPI:
         app.include_router(router)
     app.add_exception_handler(ServingError, _serving_error)
     app.add_exception_handler(RegistryError, _registry_error)
+    app.add_exception_handler(OSError, _os_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _unexpected_error)
@@ -132,6 +133,13 @@ async def _serving_error(request: Request, error: Exception) -> Response:
 async def _registry_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RegistryError)  # noqa: S101 - registered for this type
     return _answer(from_registry(error))
+
+
+async def _os_error(request: Request, error: Exception) -> Response:
+    """A full disk, a folder that may not be written: the operator's to mend, so the reason is told."""
+    log.error("request %s %s failed", request.method, request.url.path, exc_info=error)
+    reason = error.strerror if isinstance(error, OSError) else None
+    return _answer(ServingError(f"the server's storage failed: {reason or error}", code="storage_failed"))
 
 
 async def _validation_error(request: Request, error: Exception) -> Response:

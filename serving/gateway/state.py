@@ -11,7 +11,7 @@ from typing import Any
 
 from cachetools import TTLCache
 
-from adapters_registry import AdapterRegistry
+from adapters_registry import AdapterRegistry, DatabaseError
 from adapters_registry.model import AdapterVersion, RegistrySnapshot
 from configs.agents import AgentPreset
 from configs.settings import Settings
@@ -25,6 +25,8 @@ from serving.metrics import Metrics
 from serving.recorder import Recorder
 from serving.residency import AdapterState
 
+COLLECT_S = 600.0
+"""How often the files of retired adapters are looked for."""
 REFRESH_S = 0.5
 """How soon a change that another process made in the registry is seen."""
 SESSION_TTL_S = 3600.0
@@ -99,11 +101,16 @@ class Gateway:
         self.fleet.adopt(registered)
 
     async def _keep_fresh(self) -> None:
+        collect_at = self.clock() + COLLECT_S
         while True:
             await asyncio.sleep(REFRESH_S)
             try:
                 await self.refresh()
-            except OSError as error:
+                if self.clock() >= collect_at:
+                    collect_at = self.clock() + COLLECT_S
+                    grace_s = self.settings.request_timeout_s + self.settings.cold_timeout_s
+                    await asyncio.to_thread(self.registry.collect_garbage, grace_s)
+            except (DatabaseError, OSError) as error:
                 self.log.warning("the registry cannot be read: %s", error)
 
     def _fleet_changed(self) -> None:

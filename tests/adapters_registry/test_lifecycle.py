@@ -243,7 +243,7 @@ def test_engine_ids_never_collide_among_live_versions(
     any_registry: AdapterRegistry, add: Add, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = add(0)
-    monkeypatch.setattr("adapters_registry.intake.engine_id_of", lambda digest: first.engine_id)
+    monkeypatch.setattr("adapters_registry.intake.engine_id_of", lambda name, digest: first.engine_id)
     with pytest.raises(LifecycleError) as caught:
         add(1, "other")
     assert caught.value.code == "engine_id_collision"
