@@ -83,14 +83,13 @@ def list_adapters(
             _title(each),
             each["agent"],
             each["state"],
-            each["residency"]["state"],
-            each["pinned"],
+            each["residency"]["state"] + (", pinned" if each["pinned"] else ""),
             each["rank"],
             megabytes(each["size_bytes"]),
         )
         for each in document["data"]
     ]
-    out.table(("adapter", "agent", "state", "resident", "pinned", ">rank", ">size"), rows)
+    out.table(("adapter", "agent", "state", "resident", ">rank", ">size"), rows)
 
 
 def show(ctx: typer.Context, name: Name, url: Url = None, as_json: AsJson = False) -> None:
@@ -120,14 +119,14 @@ def show(ctx: typer.Context, name: Name, url: Url = None, as_json: AsJson = Fals
             ("digest", adapter["digest"]),
         )
     )
-    out.console.print()
+    out.gap()
     versions = [
         (each["version"], each["state"], each["residency"]["state"], _when(each["created_at"]))
         for each in adapter["versions"]
     ]
     out.table(("version", "state", "resident", "registered"), versions)
     if adapter["audit"]:
-        out.console.print()
+        out.gap()
         entries = [
             (_when(str(each["at"])), each["action"], each["version"], each["actor"], each["detail"])
             for each in adapter["audit"]

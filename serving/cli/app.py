@@ -68,7 +68,9 @@ def run(arguments: Sequence[str]) -> int:
         # without arguments, the help has been printed and the message is empty
         return _fail(Misuse(_explain(error)), arguments) if error.format_message() else Misuse.exit_code
     except (typer.Abort, KeyboardInterrupt):
-        return INTERRUPTED
+        code = INTERRUPTED
+    if code == INTERRUPTED and sys.stderr.isatty():
+        sys.stderr.write("\n")  # the shell's prompt belongs on a line of its own
     return code if isinstance(code, int) else 0
 
 

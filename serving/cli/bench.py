@@ -119,7 +119,7 @@ def _print(out: Output, report: dict[str, Any]) -> None:
     kinds = (("latency", "latency_ms"), ("first token", "ttft_ms"), ("gateway overhead", "overhead_ms"))
     rows = [(name, *(f"{value:.1f}" for value in report[key].values())) for name, key in kinds if report[key]]
     if rows:
-        out.console.print()
+        out.gap()
         out.table(("ms", *(f">p{percent}" for percent in PERCENTILES), ">max"), rows)
     for message, count in report["error_messages"].items():
         out.line(f"{count} x {message}", "red")

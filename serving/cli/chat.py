@@ -126,12 +126,12 @@ class Conversation:
 def describe(answer: Answer) -> str:
     """Who answered, why and how fast, on one line."""
     routed = answer.routed
-    adapter = routed.get("adapter", "none")
+    adapter, agent = routed.get("adapter", "none"), routed.get("agent", "none")
     parts = [
         adapter if adapter != "none" else routed.get("model", "unknown"),
         routed.get("reason", ""),
         routed.get("adapter-state", "") if adapter != "none" else "",
-        f"agent {routed['agent']}" if routed.get("agent", "none") != "none" else "",
+        f"agent {agent}" if agent not in {"none", adapter.partition("@")[0]} else "",
         f"difficulty {routed['difficulty']}" if "difficulty" in routed else "",
         f"first token {1e3 * answer.ttft_s:.0f} ms" if answer.ttft_s is not None else "",
         f"{answer.tokens} tokens" if answer.tokens else "",

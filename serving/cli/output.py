@@ -74,6 +74,7 @@ class Output:
             title_style="bold",
             box=box.SIMPLE_HEAD if self.is_terminal else None,
             pad_edge=False,
+            collapse_padding=True,
             header_style="bold",
         )
         for column in columns:
@@ -91,6 +92,11 @@ class Output:
         for name, value in pairs:
             table.add_row(name, cell(value))
         self.console.print(table)
+
+    def gap(self) -> None:
+        """An empty line before a table; on a terminal the table brings its own."""
+        if not self.is_terminal:
+            self.console.print()
 
     @contextmanager
     def working(self, what: str) -> Iterator[None]:

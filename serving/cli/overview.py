@@ -33,14 +33,14 @@ def models(ctx: typer.Context, url: Url = None, as_json: AsJson = False) -> None
     rows = [
         (
             entry["id"],
-            str(entry.get("kind", "model")).replace("_", " "),
-            entry.get("adapter") or (entry.get("agent") and f"agent {entry['agent']}"),
+            str(entry.get("kind", "model")).removeprefix("adapter_"),
+            entry.get("adapter") or (entry.get("agent") and f"for {entry['agent']}"),
             entry.get("parent"),
             entry.get("max_model_len"),
         )
         for entry in document["data"]
     ]
-    out.table(("model", "kind", "serves", "base", ">context"), rows)
+    out.table(("model", "kind", "leads to", "base", ">context"), rows)
 
 
 def status(ctx: typer.Context, url: Url = None, as_json: AsJson = False) -> None:
@@ -102,6 +102,7 @@ def _print_status(out: Output, report: dict[str, Any]) -> None:
             ("tokens", f"{requests['completion_tokens']} generated"),
         )
     )
+    out.gap()
     out.table(
         ("engine", "base", "state", ">restarts", ">slots", "detail"),
         [
@@ -117,6 +118,7 @@ def _print_status(out: Output, report: dict[str, Any]) -> None:
         ],
     )
     if report["adapters"]:
+        out.gap()
         out.table(
             ("adapter", "agent", "state", "resident", ">in flight"),
             [

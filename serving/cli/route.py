@@ -66,7 +66,7 @@ def _print(out: Output, decision: dict[str, Any]) -> None:
             )
             for each in sorted(decision["candidates"], key=lambda each: -each["utility"])
         ]
-        out.console.print()
+        out.gap()
         out.table(("", "candidate", "engine", ">P(success)", ">cost", ">wait s", ">utility"), rows)
     present = [f"{name} {value:g}" for name, value in decision["features"].items() if value]
     out.line(f"features: {', '.join(present) or 'none'}", FAINT)

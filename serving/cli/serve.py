@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
-from rich.console import Group
 from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
@@ -200,7 +199,9 @@ class Terminal(Lines):
     def ready(self, engines: Sequence[Engine], registered: RegistrySnapshot) -> None:
         """Replace the bars by the panel."""
         self.close()
-        self._out.console.print(panel(self._summary(engines, registered), with_key=self._keys))
+        summary = self._summary(engines, registered)
+        self._out.console.print(panel(summary))
+        self._out.console.print(Text(safe(example(summary, with_key=self._keys))), soft_wrap=True)
 
     def stopping(self) -> None:
         """Tell that streams get their time."""
@@ -229,8 +230,8 @@ class Terminal(Lines):
         return progress
 
 
-def panel(summary: dict[str, Any], *, with_key: bool) -> Group:
-    """What serves, and a first request to copy."""
+def panel(summary: dict[str, Any]) -> Panel:
+    """What serves."""
     facts = Table.grid(padding=(0, 2))
     facts.add_column(style=FAINT, no_wrap=True)
     facts.add_column(overflow="fold")
@@ -245,19 +246,22 @@ def panel(summary: dict[str, Any], *, with_key: bool) -> Group:
     for agent, champion in summary["agents"].items():
         facts.add_row("agent", Text(safe(f"{agent}: {champion}" if champion else f"{agent}: no adapter")))
     facts.add_row("log", Text(summary["log"]))
-    box = Panel.fit(facts, title="loradock serves", title_align="left", border_style=GOOD, padding=(0, 1))
-    return Group(box, Text(), *_example(summary, with_key))
+    return Panel.fit(facts, title="loradock serves", title_align="left", border_style=GOOD, padding=(0, 1))
 
 
-def _example(summary: dict[str, Any], with_key: bool) -> Sequence[Text]:
+def example(summary: dict[str, Any], *, with_key: bool) -> str:
+    """A first request to paste into a shell, in lines of under 80 columns; the same for Python."""
     agent = next((agent for agent, champion in summary["agents"].items() if champion), None)
-    model = f"auto:{agent}" if agent else "auto"
-    lines = [f"curl {summary['url']}/v1/chat/completions -H 'Content-Type: application/json' \\"]
-    if with_key:
-        lines.append('  -H "Authorization: Bearer $LORADOCK_API_KEY" \\')
-    lines.append(f"""  -d '{{"model": "{model}", "messages": [{{"role": "user", "content": "..."}}]}}'""")
-    hint = f'or OpenAI(base_url="{summary["url"]}/v1", api_key=...), or in another terminal: loradock chat'
-    return [*(Text(line, no_wrap=True, overflow="ignore") for line in lines), Text(hint, style=FAINT), Text()]
+    key = """  -H "Authorization: Bearer $LORADOCK_API_KEY" \\\n""" if with_key else ""
+    return f"""
+curl {summary["url"]}/v1/chat/completions \\
+  -H 'Content-Type: application/json' \\
+{key}  -d '{{"model": "{agent or "auto"}",
+       "messages": [{{"role": "user", "content": "Hello"}}]}}'
+
+OpenAI(base_url="{summary["url"]}/v1", api_key=...)  # in Python
+loradock chat                                        # in another terminal
+"""
 
 
 def _describe(engine: Engine) -> dict[str, Any]:
