@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 from typing import Protocol
 
 from adapters_registry.model import AdapterVersion
@@ -23,7 +24,11 @@ class EngineState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class EngineStatus:
-    """A reading of an engine. `generation` counts starts; `detail` is one line for a person (phase, or last error)."""
+    """A reading of an engine.
+
+    `generation` counts starts; `detail` is one line for a person (phase, or last error); `progress` is the share of a
+    start that is done, 0 to 1.
+    """
 
     state: EngineState
     generation: int
@@ -31,6 +36,7 @@ class EngineStatus:
     detail: str
     pid: int | None = None
     seconds_in_state: float = 0.0
+    progress: float = 0.0
 
 
 class EngineResponse(Protocol):
@@ -57,6 +63,8 @@ class Engine(Protocol):
     """public name of the base model, as clients write it"""
     upstream_model: str
     """name of the base model that the engine wants in a body's `model`"""
+    base_aliases: tuple[str, ...]
+    """further names under which adapters may record this base"""
     cost_per_mtok: float
     """USD per million tokens"""
     slots: int
@@ -64,6 +72,11 @@ class Engine(Protocol):
     max_lora_rank: int
     max_context: int | None
     """longest prompt plus completion in tokens, once known"""
+
+    @property
+    def model_path(self) -> Path | None:
+        """Folder of the base model's files, where it is on this machine."""
+        ...
 
     async def start(self) -> None:
         """Begin starting and return; progress shows in `status`. Idempotent."""

@@ -1,0 +1,130 @@
+"""The command line and environment of an engine's process, from its settings and profile."""
+
+from __future__ import annotations
+
+import json
+import os
+import site
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from configs.profiles import EngineProfile
+from configs.settings import EMBEDDED, EngineSettings, SettingsError
+
+OURS = frozenset(
+    {
+        "model", "model_tag", "served_model_name", "uds", "host", "port", "root_path", "api_key", "config",
+        "middleware", "ssl_keyfile", "ssl_certfile", "ssl_ca_certs", "enable_lora", "lora_modules", "max_loras",
+        "max_cpu_loras", "max_lora_rank", "api_server_count", "headless", "grpc",
+    }
+)  # fmt: skip
+"""arguments that settings of their own decide, or that residency relies on"""
+
+DROPPED = ("VLLM_API_KEY", "VLLM_ALLOW_RUNTIME_LORA_UPDATING", "VLLM_LORA_RESOLVER_CACHE_DIR")
+"""variables that would open the engine's own way of loading adapters, or lock us out"""
+
+SERVER_KEEPALIVE_S = 600
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """What to run, and in which environment."""
+
+    argv: tuple[str, ...]
+    env: Mapping[str, str]
+
+
+def build_command(
+    settings: EngineSettings, profile: EngineProfile, model: str, run_dir: Path, environ: Mapping[str, str]
+) -> Command:
+    """The command for one start whose socket and temporary files lie in `run_dir`."""
+    worker = ("serving.engine.worker", str(run_dir), "preload" if profile.preload else "-")
+    arguments = render(vllm_arguments(settings, profile, model, run_dir))
+    return Command((sys.executable, "-P", "-m", *worker, *arguments), environment(profile, model, run_dir, environ))
+
+
+def vllm_arguments(settings: EngineSettings, profile: EngineProfile, model: str, run_dir: Path) -> dict[str, Any]:
+    """The arguments of vLLM by name, written with `_`: ours, then the profile's, then the user's.
+
+    As many adapters fit the CPU's cache as the engine's slots: one that vLLM had evicted by itself would be read again
+    inside a step, with every stream waiting.
+    """
+    slots = settings.slots or profile.slots
+    return {
+        "model": model,
+        "served_model_name": settings.base_name,
+        "uds": str(socket_path(run_dir)),
+        "enable_lora": True,
+        "max_loras": slots,
+        "max_cpu_loras": slots,
+        "max_lora_rank": settings.max_lora_rank or profile.max_lora_rank,
+        "enable_prefix_caching": True,
+        "enable_prompt_tokens_details": True,
+        "disable_uvicorn_access_log": True,
+        "disable_fastapi_docs": True,
+        "uvicorn_log_level": "warning",
+        **profile.args,
+        **(profile.embedded_args if settings.model == EMBEDDED else {}),
+        **user_arguments(settings),
+    }
+
+
+def user_arguments(settings: EngineSettings) -> dict[str, Any]:
+    """The arguments of the settings, written with `_`. Raises SettingsError for one that is not theirs to set."""
+    arguments = {name.lstrip("-").replace("-", "_"): value for name, value in settings.args.items()}
+    for name in arguments.keys() & OURS:
+        raise SettingsError(f"engine {settings.name}: args.{name} is set by loradock; see its other settings")
+    return arguments
+
+
+def render(arguments: Mapping[str, Any]) -> list[str]:
+    """Command-line words: True is `--flag`, False `--no-flag`, None leaves it out, mappings become JSON."""
+    words = []
+    for name, value in arguments.items():
+        flag = name.replace("_", "-")
+        if value is None:
+            continue
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        elif isinstance(value, Mapping):
+            words += [f"--{flag}", json.dumps(value)]
+        elif isinstance(value, list | tuple):
+            words += [f"--{flag}", *map(str, value)]
+        else:
+            words.append(f"--{flag}={value}")
+    return words
+
+
+def environment(profile: EngineProfile, model: str, run_dir: Path, environ: Mapping[str, str]) -> dict[str, str]:
+    """The gateway's environment, the profile's on top, without what would change who may load what."""
+    env = {key: value for key, value in environ.items() if key not in DROPPED and not key.startswith("LORADOCK_")}
+    env |= {
+        "DO_NOT_TRACK": "1",
+        "NO_COLOR": "1",
+        "PYTHONHASHSEED": "0",
+        "PYTHONUNBUFFERED": "1",
+        "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": str(SERVER_KEEPALIVE_S),
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_RPC_BASE_PATH": str(run_dir),
+    }
+    if profile.device == "cpu":
+        env.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() - 1)))
+    if Path(model).is_dir():
+        env["HF_HUB_OFFLINE"] = "1"
+    here = Path(__file__).resolve().parents[2]
+    if str(here) not in {str(Path(folder).resolve()) for folder in site.getsitepackages()}:
+        env["PYTHONPATH"] = os.pathsep.join(filter(None, (str(here), env.get("PYTHONPATH"))))
+    return env | profile.env
+
+
+def usable_cores() -> int:
+    """Cores that this process may use. One of them is left to the gateway and to vLLM's API process."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def socket_path(run_dir: Path) -> Path:
+    """Where the engine listens."""
+    return run_dir / "engine.sock"

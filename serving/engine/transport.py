@@ -1,0 +1,218 @@
+"""HTTP to one engine: one pool of kept-alive connections, bytes passed as they are.
+
+Everything that can go wrong below HTTP becomes EngineUnavailable or EngineTimeout. Leaving a response before its last
+byte closes the connection, which is how vLLM is told to stop working on it.
+
+A connection that the engine closes while it lies idle can race with a request sent on it. With our own engine that
+cannot be: it keeps idle connections for ten times as long as we do. Elsewhere (`retry_stale`) a request is sent a
+second time, once, if the connection closed within a second with no byte of an answer; inference has no side effects,
+so even one that was received and lost may run again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Mapping
+from types import TracebackType
+from typing import Self
+
+import aiohttp
+
+from serving.errors import EngineTimeout, EngineUnavailable, ServingError
+
+KEEPALIVE_S = 60.0
+CONNECT_TIMEOUT_S = 10.0
+STALE_WITHIN_S = 1.0
+READ_BUFFER = 1 << 17
+MAX_LINE = 1 << 16
+DEFAULT_HEADERS = {"content-type": "application/json", "accept-encoding": "identity", "user-agent": "loradock"}
+
+
+class Transport:
+    """Connections to one engine, by TCP or by a unix socket. Belongs to one event loop; opens nothing before use."""
+
+    def __init__(
+        self,
+        name: str,
+        base_url: str,
+        *,
+        request_timeout_s: float,
+        headers: Mapping[str, str] | None = None,
+        keepalive_s: float = KEEPALIVE_S,
+        retry_stale: bool = False,
+    ) -> None:
+        """`request_timeout_s` is the longest silence within one request."""
+        self.name = name
+        self.base_url = base_url
+        self.socket_path: str | None = None
+        self.retry_stale = retry_stale
+        self._headers = DEFAULT_HEADERS | dict(headers or {})
+        self._keepalive_s = keepalive_s
+        self._request_timeout_s = request_timeout_s
+        self._session: aiohttp.ClientSession | None = None
+
+    @property
+    def session(self) -> aiohttp.ClientSession:
+        """The pool, opened on first use."""
+        if self._session is None:
+            self._session = self._open_session()
+        return self._session
+
+    def _open_session(self) -> aiohttp.ClientSession:
+        connector: aiohttp.BaseConnector
+        if self.socket_path is not None:
+            connector = aiohttp.UnixConnector(self.socket_path, limit=0, keepalive_timeout=self._keepalive_s)
+        else:
+            connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=self._keepalive_s)
+        return aiohttp.ClientSession(
+            connector=connector,
+            headers=self._headers,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+            trust_env=False,
+            read_bufsize=READ_BUFFER,
+            max_line_size=MAX_LINE,
+            max_field_size=MAX_LINE,
+            timeout=aiohttp.ClientTimeout(
+                total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=self._request_timeout_s
+            ),
+        )
+
+    def open(self, path: str, body: bytes, headers: Mapping[str, str] | None = None) -> OpenRequest:
+        """POST `body`; see `Engine.open`."""
+        return OpenRequest(self, path, body, headers)
+
+    async def fetch(
+        self, method: str, path: str, *, body: bytes | None = None, timeout_s: float | None = None
+    ) -> tuple[int, bytes]:
+        """Status and whole body of one request, within `timeout_s` seconds. Raises EngineUnavailable, EngineTimeout."""
+        limit = aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_TIMEOUT_S)
+        try:
+            async with self.session.request(
+                method, self.base_url + path, data=body, timeout=limit, allow_redirects=False
+            ) as response:
+                return response.status, await response.read()
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise translate(self.name, error) from error
+
+    async def move(self, socket_path: str) -> None:
+        """Talk to a new unix socket from now on; what is in flight on the old one ends."""
+        await self.close()
+        self.socket_path = socket_path
+
+    async def close(self) -> None:
+        """Close every connection."""
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+
+
+class OpenRequest:
+    """One request; entering it sends and waits for the head of the answer."""
+
+    __slots__ = ("_body", "_headers", "_path", "_response", "_transport")
+
+    def __init__(self, transport: Transport, path: str, body: bytes, headers: Mapping[str, str] | None) -> None:
+        self._transport = transport
+        self._path = path
+        self._body = body
+        self._headers = headers
+        self._response: aiohttp.ClientResponse | None = None
+
+    async def __aenter__(self) -> TransportResponse:
+        transport = self._transport
+        sent_at = time.monotonic()
+        try:
+            self._response = await self._send()
+        except aiohttp.ClientConnectionError as error:
+            if not (transport.retry_stale and is_stale(error) and time.monotonic() - sent_at < STALE_WITHIN_S):
+                raise translate(transport.name, error) from error
+            self._response = await self._send_again()
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise translate(transport.name, error) from error
+        return TransportResponse(transport.name, self._response)
+
+    async def _send(self) -> aiohttp.ClientResponse:
+        transport = self._transport
+        return await transport.session.post(
+            transport.base_url + self._path, data=self._body, headers=self._headers, allow_redirects=False
+        )
+
+    async def _send_again(self) -> aiohttp.ClientResponse:
+        try:
+            return await self._send()
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise translate(self._transport.name, error) from error
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        response = self._response
+        if response is not None:
+            if response.content.is_eof():
+                response.release()
+            else:
+                response.close()
+
+
+class TransportResponse:
+    """An answer whose body has not been read; see `EngineResponse`."""
+
+    __slots__ = ("_name", "_response", "headers", "status")
+
+    def __init__(self, name: str, response: aiohttp.ClientResponse) -> None:
+        self._name = name
+        self._response = response
+        self.status = response.status
+        self.headers: Mapping[str, str] = response.headers
+
+    async def read(self) -> bytes:
+        """The whole body."""
+        try:
+            return await self._response.read()
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise translate(self._name, error) from error
+
+    def chunks(self) -> AsyncIterator[bytes]:
+        """The body as it arrives."""
+        return Chunks(self._name, self._response.content)
+
+
+class Chunks:
+    """Pieces of a body; a class because a generator costs more and must be closed."""
+
+    __slots__ = ("_content", "_name")
+
+    def __init__(self, name: str, content: aiohttp.StreamReader) -> None:
+        self._name = name
+        self._content = content
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        try:
+            chunk = await self._content.readany()
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise translate(self._name, error) from error
+        if not chunk:
+            raise StopAsyncIteration
+        return chunk
+
+
+def is_stale(error: aiohttp.ClientConnectionError) -> bool:
+    """Whether the peer closed the connection before any byte of an answer."""
+    return isinstance(error, aiohttp.ServerDisconnectedError) or (
+        isinstance(error, aiohttp.ClientOSError) and isinstance(error.__cause__ or error, ConnectionResetError)
+    )
+
+
+def translate(name: str, error: BaseException) -> ServingError:
+    """The error of ours that `error` means to a client."""
+    if isinstance(error, aiohttp.ConnectionTimeoutError):
+        return EngineUnavailable(f"engine {name} does not accept connections")
+    if isinstance(error, TimeoutError):
+        return EngineTimeout(f"engine {name} has not sent anything for too long")
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return EngineUnavailable(f"engine {name} cannot be reached")
+    return EngineUnavailable(f"engine {name} went away while it answered")

@@ -1,0 +1,188 @@
+"""The one module that knows vLLM's insides, and what differs between its versions (0.26 to 0.32).
+
+Names are looked up where each version keeps them; a version that keeps them elsewhere is refused at start by name, not
+by a traceback in the middle of a request.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import multiprocessing
+import os
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any
+
+from fastapi import FastAPI
+
+LOCATIONS: Mapping[str, tuple[str, ...]] = {
+    "make_arg_parser": ("vllm.entrypoints.launchers.cli_args", "vllm.entrypoints.openai.cli_args"),
+    "validate_parsed_serve_args": ("vllm.entrypoints.launchers.cli_args", "vllm.entrypoints.openai.cli_args"),
+    "build_app": ("vllm.entrypoints.launchers.app", "vllm.entrypoints.openai.api_server"),
+    "init_app_state": ("vllm.entrypoints.launchers.api_server.app_state", "vllm.entrypoints.openai.api_server"),
+    "setup_server": ("vllm.entrypoints.launchers.launcher", "vllm.entrypoints.openai.api_server"),
+    "serve_http": ("vllm.entrypoints.launchers.launcher", "vllm.entrypoints.launcher"),
+    "cli_env_setup": ("vllm.entrypoints.serve.utils.api_utils",),
+    "FlexibleArgumentParser": ("vllm.utils.argparse_utils",),
+    "AsyncEngineArgs": ("vllm.engine.arg_utils",),
+    "AsyncLLM": ("vllm.v1.engine.async_llm",),
+    "LoRARequest": ("vllm.lora.request",),
+    "UsageContext": ("vllm.usage.usage_lib",),
+}
+"""where each name lives, newest version first"""
+
+START_METHOD = "VLLM_WORKER_MULTIPROC_METHOD"
+
+
+class UnknownVllm(RuntimeError):
+    """This vLLM does not have what we build on; the message names it."""
+
+
+def find(name: str) -> Any:
+    """What vLLM calls `name`. Raises UnknownVllm."""
+    for module in LOCATIONS[name]:
+        try:
+            return getattr(importlib.import_module(module), name)
+        except (ModuleNotFoundError, AttributeError):
+            continue
+    raise UnknownVllm(
+        f"vLLM {version()} has no {name} in {' or '.join(LOCATIONS[name])}: this version is not supported"
+    )
+
+
+def version() -> str:
+    """The version of vLLM."""
+    return str(importlib.import_module("vllm.version").__version__)
+
+
+def import_all() -> None:
+    """Import everything at once, so that a missing piece shows before a model is loaded. Raises UnknownVllm."""
+    for name in LOCATIONS:
+        find(name)
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """Parse the command-line arguments of vLLM. Exits with status 2 and a usage line for a wrong one."""
+    find("cli_env_setup")()
+    parser = find("make_arg_parser")(find("FlexibleArgumentParser")())
+    args: argparse.Namespace = parser.parse_args(arguments)
+    return args
+
+
+def configure(args: argparse.Namespace) -> Any:
+    """The engine's configuration. Raises what vLLM raises for a model or an argument that it cannot serve."""
+    find("validate_parsed_serve_args")(args)
+    engine_args = find("AsyncEngineArgs").from_cli_args(args)
+    return engine_args.create_engine_config(usage_context=find("UsageContext").OPENAI_API_SERVER)
+
+
+@asynccontextmanager
+async def start_engine(args: argparse.Namespace, config: Any, *, fork_server: bool) -> AsyncIterator[Bridge]:
+    """Start the engine core in its process and shut it down at the end.
+
+    With `fork_server` that process is forked from the one that has imported vLLM already.
+    """
+    if fork_server:
+        _use_fork_server()
+    client = find("AsyncLLM").from_vllm_config(
+        vllm_config=config,
+        usage_context=find("UsageContext").OPENAI_API_SERVER,
+        enable_log_requests=args.enable_log_requests,
+        disable_log_stats=args.disable_log_stats,
+    )
+    try:
+        await client.reset_mm_cache()
+        yield Bridge(client)
+    finally:
+        client.shutdown()
+
+
+def _use_fork_server() -> None:
+    """Make vLLM start its engine core from the fork server where the platform (CPU) insists on `spawn`.
+
+    vLLM's variable for the method takes `fork` and `spawn` only. A version that asks elsewhere spawns, slower.
+    """
+    processes = importlib.import_module("vllm.v1.engine.utils")
+    if os.environ.get(START_METHOD) == "spawn" and hasattr(processes, "get_mp_context"):
+        vars(processes)["get_mp_context"] = partial(multiprocessing.get_context, "forkserver")
+
+
+class Bridge:
+    """A running engine: its app, and its adapters."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+        self._processor = client.output_processor
+        self._models: Any = None
+        if not isinstance(self._processor.request_states, dict):
+            raise UnknownVllm(f"vLLM {version()} keeps its running requests in an unknown form")
+
+    async def build_app(self, args: argparse.Namespace) -> FastAPI:
+        """The OpenAI app of vLLM, its state filled."""
+        tasks = await self._client.get_supported_tasks()
+        app: FastAPI = find("build_app")(args, tasks, self._client.model_config)
+        await find("init_app_state")(self._client, app.state, args, tasks)
+        self._models = app.state.openai_serving_models
+        if not isinstance(self._models.lora_requests, dict):
+            raise UnknownVllm(f"vLLM {version()} keeps its adapters in an unknown form")
+        return app
+
+    @property
+    def dead(self) -> bool:
+        """Whether the engine core is gone; costs next to nothing."""
+        return bool(self._client.errored)
+
+    @property
+    def max_model_len(self) -> int:
+        """Longest prompt plus completion, in tokens."""
+        return int(self._client.model_config.max_model_len)
+
+    @property
+    def slots(self) -> int:
+        """Adapters resident at once; 0 without LoRA."""
+        lora = self._client.vllm_config.lora_config
+        return int(lora.max_loras) if lora is not None else 0
+
+    def adapters(self) -> dict[str, int]:
+        """Integer id of each adapter that requests may name."""
+        return {name: request.lora_int_id for name, request in self._models.lora_requests.items()}
+
+    def running(self) -> Counter[str | None]:
+        """Requests that run or wait, by adapter name (None: the base)."""
+        return Counter(state.lora_name for state in self._processor.request_states.values())
+
+    async def add(self, name: str, engine_id: int, path: str) -> None:
+        """Read the adapter into a slot. Raises what vLLM raises; requests cannot name it before `publish`."""
+        await self._client.add_lora(find("LoRARequest")(lora_name=name, lora_int_id=engine_id, lora_path=path))
+
+    async def remove(self, engine_id: int) -> None:
+        """Free the slot; requests still using it would read it again from its folder."""
+        await self._client.remove_lora(engine_id)
+
+    def publish(self, name: str, engine_id: int, path: str) -> None:
+        """Let requests name the adapter."""
+        self._models.lora_requests[name] = find("LoRARequest")(lora_name=name, lora_int_id=engine_id, lora_path=path)
+
+    def withdraw(self, name: str) -> None:
+        """No further request may name the adapter."""
+        self._models.lora_requests.pop(name, None)
+
+
+async def serve_app(app: FastAPI, sock: Any, args: argparse.Namespace) -> Any:
+    """Serve until a signal; returns what is still to be awaited once the engine is shut down."""
+    from vllm import envs
+
+    return await find("serve_http")(
+        app,
+        sock=sock,
+        host=args.host,
+        port=args.port,
+        log_level=args.uvicorn_log_level,
+        access_log=False,
+        timeout_keep_alive=envs.VLLM_HTTP_TIMEOUT_KEEP_ALIVE,
+        h11_max_incomplete_event_size=args.h11_max_incomplete_event_size,
+        h11_max_header_count=args.h11_max_header_count,
+    )

@@ -1,0 +1,27 @@
+"""What the gateway and the engine's process agree on: exit codes, marked lines in the log, paths."""
+
+from __future__ import annotations
+
+import sys
+
+EXIT_CONFIG = 78
+"""vLLM refuses its configuration: starting again would end the same way"""
+EXIT_ENGINE_DEAD = 70
+"""the engine core died; nothing more can be answered"""
+
+PHASE = "loradock: phase "
+"""begins a log line that names the phase of the start"""
+ERROR = "loradock: error "
+"""begins a log line that tells in one line why the start cannot succeed"""
+
+IMPORTING, CONFIGURING, STARTING_CORE, STARTING_SERVER = "import", "configure", "core", "server"
+
+LOAD_PATH = "/loradock/adapters/load"
+UNLOAD_PATH = "/loradock/adapters/unload"
+STATUS_PATH = "/loradock/status"
+
+
+def tell(line: str) -> None:
+    """Write a marked line into the log, at once and whole."""
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
