@@ -135,7 +135,8 @@ class Lines:
     def engine_status(self, name: str, status: EngineStatus) -> None:
         """See ServeEvents."""
         now = (status.state.value, status.detail)
-        if self._said.get(name) != now:
+        # an engine is stopped before the start and after the end only, where it goes without saying
+        if now[0] != "stopped" and self._said.get(name) != now:
             self._said[name] = now
             self._say(f"engine {name}: {': '.join(part for part in now if part)}")
 

@@ -102,6 +102,7 @@ def test_the_example_is_one_shell_command_with_a_json_body() -> None:
 def test_without_a_terminal_each_change_is_one_line(settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
     lines = Lines(settings, Output())
     lines.listening(URL)
+    lines.engine_status("cage", EngineStatus(EngineState.STOPPED, 0, 0, "not started"))
     for _ in range(3):
         lines.engine_status("cage", STARTING)
     lines.engine_status("cage", replace(STARTING, state=EngineState.READY, detail=""))
