@@ -93,6 +93,7 @@ def _loradock(stack: ExitStack, folder: Path, upstream: str, workers: int) -> Ta
         body = {"name": f"{agent}-agent", "source": str(source), "agent": agent, "alias": "champion"}
         post(child, f"{url}/v1/adapters", body)
         post(child, f"{url}/v1/adapters/{agent}-agent/load", {})
+        _expect_adapter(child, url, agent)
     return Target("loradock", url, "auto", child)
 
 
@@ -124,6 +125,15 @@ def _environment() -> dict[str, str]:
     return kept | {"PYTHONPATH": str(ROOT)}
 
 
+def _expect_adapter(child: Child, url: str, agent: str) -> None:
+    """Raise ChildFailed unless a task of `agent` is answered by its adapter: else routing would not be measured."""
+    message = {"role": "user", "content": "hello"}
+    headers, _ = post(child, f"{url}/v1/chat/completions", {"model": f"auto:{agent}", "messages": [message]})
+    adapter = headers.get("x-loradock-adapter", "none")
+    if not adapter.startswith(f"{agent}-agent@"):
+        raise child.failed(f"answered a task of {agent} with adapter {adapter}")
+
+
 def write_adapter(folder: Path, seed: int) -> Path:
     """A small PEFT LoRA for the mock's base: rank 8 on one projection, random weights."""
     folder.mkdir()
@@ -145,13 +155,15 @@ def write_adapter(folder: Path, seed: int) -> Path:
     return folder
 
 
-def post(child: Child, url: str, body: Mapping[str, Any]) -> dict[str, Any]:
-    """POST JSON and return the answer. Raises ChildFailed, with what the server said, for anything but success."""
+def post(child: Child, url: str, body: Mapping[str, Any]) -> tuple[Mapping[str, str], bytes]:
+    """POST JSON and return the answer's headers and body.
+
+    Raises ChildFailed, with what the server said, for anything but success.
+    """
     request = urllib.request.Request(url, json.dumps(body).encode(), {"content-type": "application/json"})
     try:
         with urllib.request.urlopen(request, timeout=READY_TIMEOUT_S) as answer:
-            parsed: dict[str, Any] = json.load(answer)
-            return parsed
+            return answer.headers, answer.read()
     except urllib.error.HTTPError as error:
         raise child.failed(f"answered {error.code} to {url}: {error.read().decode()}") from None
 
