@@ -36,13 +36,19 @@ def add_commands(app: typer.Typer) -> None:
 
 def run(ctx: typer.Context, config: Path | None, as_json: bool, flags: dict[str, Any]) -> None:
     """Serve until a signal comes."""
+    from serving.workers import shared_metrics
+
     settings = settings_of(ctx, config, flags).settings
-    out = Output(as_json)
+    with shared_metrics(settings):
+        _serve(settings, Output(as_json))
+
+
+def _serve(settings: Settings, out: Output) -> None:
     with out.working("loading"):
         from adapters_registry import DatabaseError, RegistryError
         from serving.server import serve
 
-    events = Terminal(settings, out) if out.is_terminal and not as_json else Lines(settings, out)
+    events = Terminal(settings, out) if out.is_terminal and not out.as_json else Lines(settings, out)
     try:
         serve(settings, events)
     except SettingsError as error:
