@@ -27,12 +27,13 @@ log = logging.getLogger(__name__)
 DEMO_ACTOR = "demo"
 
 
-def compose_alone(settings: Settings, keys: KeyRing) -> Gateway:
-    """One process that does everything, not started yet."""
+def compose_alone(settings: Settings, keys: KeyRing) -> tuple[Gateway, LocalFleet]:
+    """One process that does everything, not started yet: the gateway, and the fleet that it starts."""
     metrics = Metrics()
     engines = build_engines(settings)
     registry = _prepare_registry(settings, engines)
-    return _gateway(settings, keys, LocalFleet(engines, metrics, prefetch=settings.prefetch), registry, metrics)
+    fleet = LocalFleet(engines, metrics, prefetch=settings.prefetch)
+    return _gateway(settings, keys, fleet, registry, metrics), fleet
 
 
 def compose_parent(settings: Settings, control_path: Path) -> ControlServer:

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from adapters_registry.model import AdapterVersion, RegistrySnapshot
-from serving.engine.base import Engine, EngineState, EngineStatus
+from serving.engine.base import Answering, Engine, EngineState, EngineStatus
 from serving.errors import NotFound
 from serving.metrics import Metrics
 from serving.residency import AdapterState, Patience, Residency
@@ -21,6 +21,9 @@ class Held(Protocol):
 
     was_ready: bool
     waited_s: float
+
+
+EngineKind = TypeVar("EngineKind", bound=Answering)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +40,10 @@ class Resident:
 class Fleet(Protocol):
     """Engines and the adapters in them. Belongs to one event loop."""
 
-    engines: Sequence[Engine]
+    @property
+    def engines(self) -> Sequence[Answering]:
+        """From the weakest tier to the strongest."""
+        ...
 
     async def start(self) -> None:
         """Begin; returns before the engines are ready."""
@@ -72,7 +78,7 @@ class Fleet(Protocol):
         ...
 
 
-def engine_of(engines: Sequence[Engine], base_name: str) -> Engine:
+def engine_of(engines: Sequence[EngineKind], base_name: str) -> EngineKind:
     """The engine of a base. Raises NotFound."""
     for engine in engines:
         if engine.base_name == base_name:

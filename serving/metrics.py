@@ -8,7 +8,7 @@ from functools import lru_cache
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 
-from serving.engine.base import Engine, EngineState
+from serving.engine.base import Answering, EngineState
 from serving.residency import AdapterState, Residency
 
 MULTIPROCESS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
@@ -115,7 +115,7 @@ class Metrics:
         MultiProcessCollector(collected)  # type: ignore[no-untyped-call]
         return generate_latest(collected)
 
-    def read_engine(self, engine: Engine) -> None:
+    def read_engine(self, engine: Answering) -> None:
         """Set the gauges of one engine."""
         status = engine.status
         self._engine_up.labels(engine.name, engine.base_name).set(status.state is EngineState.READY)

@@ -1,4 +1,7 @@
-"""Outcomes on their way to the CaseBank: a bounded queue that never makes a request wait; what does not fit is counted."""
+"""Outcomes on their way to the CaseBank.
+
+A bounded queue that never makes a request wait; what does not fit is counted.
+"""
 
 from __future__ import annotations
 

@@ -134,10 +134,10 @@ class AnnouncingServer(uvicorn.Server):
 
 
 async def _serve_alone(settings: Settings, keys: KeyRing, listener: socket.socket, events: ServeEvents) -> None:
-    gateway = compose_alone(settings, keys)
+    gateway, fleet = compose_alone(settings, keys)
     server = AnnouncingServer(uvicorn_config(create_app(gateway), settings), events.stopping)
     events.listening(url_of(listener))
-    watcher = _watch_start(gateway.fleet.engines, events, lambda: gateway.registered)
+    watcher = _watch_start(fleet.engines, events, lambda: gateway.registered)
     try:
         await server.serve(sockets=[listener])
     finally:

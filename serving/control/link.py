@@ -43,7 +43,14 @@ class LinkedEngine:
         self._view = view
         self._since = time.monotonic()
         self._changed = asyncio.Event()
-        self._transport = Transport(view.address, headers=view.headers, timeout_s=request_timeout_s)
+        self._transport = Transport(
+            view.name,
+            view.base_url,
+            request_timeout_s=request_timeout_s,
+            headers=view.headers,
+            retry_stale=view.retry_stale,
+        )
+        self._transport.socket_path = view.socket_path
         self.name = view.name
         self.base_name = view.base_name
         self.cost_per_mtok = view.cost_per_mtok
@@ -76,8 +83,10 @@ class LinkedEngine:
             seconds_in_state=time.monotonic() - self._since,
         )
 
-    def update(self, view: EngineView) -> bool:
+    async def update(self, view: EngineView) -> bool:
         """Adopt the parent's view; whether the state changed."""
+        if view.socket_path is not None and view.socket_path != self._view.socket_path:
+            await self._transport.move(view.socket_path)
         changed = (view.state, view.generation) != (self._view.state, self._view.generation)
         if changed:
             self._since = time.monotonic()
@@ -107,7 +116,9 @@ class LinkedEngine:
 
     async def scrape_metrics(self) -> bytes:
         """See `Engine`."""
-        return await self._transport.get("/metrics")
+        if EngineState(self._view.state) is not EngineState.READY:
+            return b""
+        return await self._transport.fetch_metrics()
 
     async def close(self) -> None:
         """Close the connections to the engine."""
@@ -167,7 +178,7 @@ class LinkedFleet:
         if not isinstance(first, View):
             raise EngineUnavailable("the parent process is gone")
         self.engines = tuple(LinkedEngine(view, self._request_timeout_s) for view in first.engines)
-        self._adopt_view(first)
+        await self._adopt_view(first)
         self._reader = asyncio.get_running_loop().create_task(self._listen(self._parent), name="control link")
 
     async def stop(self) -> None:
@@ -239,7 +250,7 @@ class LinkedFleet:
                 case Refused(number):
                     self._answer(number, _error(message))
                 case View():
-                    self._adopt_view(message)
+                    await self._adopt_view(message)
                 case Refresh():
                     for callback in self._refresh:
                         callback()
@@ -258,9 +269,9 @@ class LinkedFleet:
         else:
             future.set_result(answer)
 
-    def _adopt_view(self, view: View) -> None:
+    async def _adopt_view(self, view: View) -> None:
         self._residents = {resident.adapter: resident for resident in view.residents}
-        changed = [engine.update(seen) for engine, seen in zip(self.engines, view.engines, strict=True)]
+        changed = [await engine.update(seen) for engine, seen in zip(self.engines, view.engines, strict=True)]
         if any(changed):
             for callback in self._callbacks:
                 callback()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from functools import partial
 from pathlib import Path
 
 from adapters_registry import AdapterRegistry
@@ -115,7 +116,7 @@ class ControlServer:
             case Hold():
                 task = asyncio.get_running_loop().create_task(self._hold(message, worker))
                 holds[message.id] = task
-                task.add_done_callback(lambda _, number=message.id: holds.pop(number, None))
+                task.add_done_callback(partial(_forget, holds, message.id))
             case Release(number):
                 if number in holds:
                     holds[number].cancel()
@@ -160,8 +161,10 @@ class ControlServer:
                 slots=engine.slots,
                 max_lora_rank=engine.max_lora_rank,
                 max_context=engine.max_context,
-                address=engine.address,
-                headers=dict(engine.headers),
+                base_url=engine.transport.base_url,
+                socket_path=engine.transport.socket_path,
+                headers=dict(engine.transport.headers),
+                retry_stale=engine.transport.retry_stale,
                 state=engine.status.state.value,
                 generation=engine.status.generation,
                 restarts=engine.status.restarts,
@@ -178,3 +181,7 @@ class ControlServer:
             if (resident := self.fleet.resident(version)) is not None
         ]
         return View(engines, residents)
+
+
+def _forget(holds: dict[int, asyncio.Task[None]], number: int, _task: asyncio.Task[None]) -> None:
+    holds.pop(number, None)

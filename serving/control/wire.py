@@ -15,7 +15,7 @@ class Message(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """Base of all messages."""
 
 
-class Hold(Message):
+class Hold(Message, frozen=True):
     """Worker: hold `adapter` (an engine name) for request `id`; times are seconds, as in `Patience`."""
 
     id: int
@@ -24,23 +24,23 @@ class Hold(Message):
     give_up_after_s: float
 
 
-class Release(Message):
+class Release(Message, frozen=True):
     """Worker: request `id` has ended, or does not want to wait any more."""
 
     id: int
 
 
-class Unload(Message):
+class Unload(Message, frozen=True):
     """Worker: let `adapter` leave."""
 
     adapter: str
 
 
-class Changed(Message):
+class Changed(Message, frozen=True):
     """Worker: the registry has changed, and everybody should look."""
 
 
-class Held(Message):
+class Held(Message, frozen=True):
     """Parent: `id` may go on."""
 
     id: int
@@ -48,13 +48,13 @@ class Held(Message):
     waited_s: float
 
 
-class Cold(Message):
+class Cold(Message, frozen=True):
     """Parent: `id` goes to the base, the adapter is still cold."""
 
     id: int
 
 
-class Refused(Message):
+class Refused(Message, frozen=True):
     """Parent: `id` fails with an error of `serving.errors`."""
 
     id: int
@@ -64,8 +64,8 @@ class Refused(Message):
     retry_after_s: float | None
 
 
-class EngineView(Message):
-    """An engine as workers see it; fields as in `Engine` and `EngineStatus`, `address` as its transport takes it."""
+class EngineView(Message, frozen=True):
+    """An engine as workers see it; fields as in `Engine`, `EngineStatus` and `Transport`."""
 
     name: str
     base_name: str
@@ -74,8 +74,10 @@ class EngineView(Message):
     slots: int
     max_lora_rank: int
     max_context: int | None
-    address: str
+    base_url: str
+    socket_path: str | None
     headers: dict[str, str]
+    retry_stale: bool
     state: str
     generation: int
     restarts: int
@@ -83,7 +85,7 @@ class EngineView(Message):
     pid: int | None
 
 
-class ResidentView(Message):
+class ResidentView(Message, frozen=True):
     """One adapter on one engine; fields as in `Resident`."""
 
     adapter: str
@@ -94,14 +96,14 @@ class ResidentView(Message):
     load_s: float
 
 
-class View(Message):
+class View(Message, frozen=True):
     """Parent: the fleet at this moment; sent at connection and at every change."""
 
     engines: list[EngineView]
     residents: list[ResidentView]
 
 
-class Refresh(Message):
+class Refresh(Message, frozen=True):
     """Parent: look at the registry now."""
 
 
@@ -129,7 +131,7 @@ class Channel(Generic[Incoming]):
         """The next message; None when the other side is gone."""
         try:
             (length,) = _LENGTH.unpack(await self._reader.readexactly(_LENGTH.size))
-            message: Incoming = self._decode(await self._reader.readexactly(length))  # type: ignore[assignment]
+            message: Incoming = self._decode(await self._reader.readexactly(length))
         except (asyncio.IncompleteReadError, ConnectionError):
             return None
         return message

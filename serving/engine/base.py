@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from adapters_registry.model import AdapterVersion
+from serving.engine.transport import Transport
 
 
 class EngineState(StrEnum):
@@ -54,24 +55,73 @@ class EngineResponse(Protocol):
         ...
 
 
-class Engine(Protocol):
-    """One base model. All methods belong to one event loop. Errors are those of `serving.errors`."""
+class Answering(Protocol):
+    """What a request needs of an engine. All methods belong to one event loop; errors are those of `serving.errors`."""
 
-    name: str
-    """name of the tier"""
-    base_name: str
-    """public name of the base model, as clients write it"""
-    upstream_model: str
-    """name of the base model that the engine wants in a body's `model`"""
+    @property
+    def name(self) -> str:
+        """Name of the tier."""
+        ...
+
+    @property
+    def base_name(self) -> str:
+        """Public name of the base model, as clients write it."""
+        ...
+
+    @property
+    def upstream_model(self) -> str:
+        """Name of the base model that the engine wants in a body's `model`."""
+        ...
+
+    @property
+    def cost_per_mtok(self) -> float:
+        """USD per million tokens."""
+        ...
+
+    @property
+    def slots(self) -> int:
+        """Adapters resident at once; 0 where the engine takes none."""
+        ...
+
+    @property
+    def max_context(self) -> int | None:
+        """Longest prompt plus completion in tokens, once known."""
+        ...
+
+    @property
+    def status(self) -> EngineStatus:
+        """The present state; costs nothing."""
+        ...
+
+    async def wait_ready(self, timeout_s: float) -> None:
+        """Return once ready. Raises EngineUnavailable after `timeout_s` seconds, at once if the engine has failed."""
+        ...
+
+    def open(
+        self, path: str, body: bytes, headers: Mapping[str, str] | None = None
+    ) -> AbstractAsyncContextManager[EngineResponse]:
+        """POST `body` to `path` (as `/v1/chat/completions`). Leaving the context early aborts the engine's work.
+
+        Entering raises EngineUnavailable if no answer begins.
+        """
+        ...
+
+    async def scrape_metrics(self) -> bytes:
+        """The engine's own Prometheus text, empty when it is not up."""
+        ...
+
+
+class Engine(Answering, Protocol):
+    """One base model, started and filled by this process."""
+
     base_aliases: tuple[str, ...]
     """further names under which adapters may record this base"""
-    cost_per_mtok: float
-    """USD per million tokens"""
-    slots: int
-    """adapters resident at once; 0 where the engine takes none"""
     max_lora_rank: int
-    max_context: int | None
-    """longest prompt plus completion in tokens, once known"""
+
+    @property
+    def transport(self) -> Transport:
+        """How it is reached, for other processes to reach it too."""
+        ...
 
     @property
     def model_path(self) -> Path | None:
@@ -86,15 +136,6 @@ class Engine(Protocol):
         """End the engine's process, if it is ours, and all its children."""
         ...
 
-    async def wait_ready(self, timeout_s: float) -> None:
-        """Return once ready. Raises EngineUnavailable after `timeout_s` seconds, at once if the engine has failed."""
-        ...
-
-    @property
-    def status(self) -> EngineStatus:
-        """The present state; costs nothing."""
-        ...
-
     def on_change(self, callback: Callable[[EngineStatus], None]) -> None:
         """Call `callback` in the event loop at every change of state or generation."""
         ...
@@ -105,17 +146,4 @@ class Engine(Protocol):
 
     async def unload(self, engine_name: str, engine_id: int) -> None:
         """Free the adapter's slot; waits for engine-side requests that still use it. Absent adapters are no error."""
-        ...
-
-    def open(
-        self, path: str, body: bytes, headers: Mapping[str, str] | None = None
-    ) -> AbstractAsyncContextManager[EngineResponse]:
-        """POST `body` to `path` (as `/v1/chat/completions`). Leaving the context early aborts the engine's work.
-
-        Entering raises EngineUnavailable if no answer begins.
-        """
-        ...
-
-    async def scrape_metrics(self) -> bytes:
-        """The engine's own Prometheus text, empty when it is not up."""
         ...

@@ -30,5 +30,5 @@ def merge_metrics(scraped: Mapping[str, bytes]) -> bytes:
                 sample._replace(labels={**sample.labels, "engine_name": engine}) for sample in family.samples
             )
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Parsed(families.values()))  # type: ignore[arg-type]
+    registry.register(_Parsed(families.values()))
     return generate_latest(registry)

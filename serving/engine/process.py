@@ -33,7 +33,6 @@ START_TIMEOUT_S = 3600.0
 HEALTH_EVERY_S = 2.0
 HEALTH_TIMEOUT_S = 15.0
 HEALTH_FAILURES = 3
-METRICS_TIMEOUT_S = 5.0
 USAGE_ERROR = 2
 
 
@@ -89,7 +88,7 @@ class VllmEngine:
         self._model = model
         self._environ = os.environ if environ is None else environ
         self._board = StatusBoard(settings.name)
-        self._transport = Transport(settings.name, "http://engine", request_timeout_s=request_timeout_s)
+        self.transport = Transport(settings.name, "http://engine", request_timeout_s=request_timeout_s)
         self._task: asyncio.Task[None] | None = None
         self._child: EngineProcess | None = None
         self._grace_s = 0.0
@@ -122,7 +121,7 @@ class VllmEngine:
             task.cancel()
             await asyncio.wait([task])
         self._board.become(EngineState.STOPPED, "stopped")
-        await self._transport.close()
+        await self.transport.close()
 
     async def wait_ready(self, timeout_s: float) -> None:
         """Return once ready; see `Engine.wait_ready`."""
@@ -133,7 +132,7 @@ class VllmEngine:
     ) -> AbstractAsyncContextManager[EngineResponse]:
         """POST `body` to `path`; see `Engine.open`."""
         self._board.check_ready()
-        return self._transport.open(path, body, headers)
+        return self.transport.open(path, body, headers)
 
     async def load(self, adapter: AdapterVersion) -> None:
         """Load `adapter` into a slot. Raises AdapterLoadFailed or EngineUnavailable."""
@@ -157,15 +156,11 @@ class VllmEngine:
         """The metrics of vLLM itself; empty when it is not up."""
         if self._board.state is not EngineState.READY:
             return b""
-        try:
-            status, text = await self._transport.fetch("GET", "/metrics", timeout_s=METRICS_TIMEOUT_S)
-        except (EngineUnavailable, EngineTimeout):
-            return b""
-        return text if status == 200 else b""
+        return await self.transport.fetch_metrics()
 
     async def _post(self, path: str, content: Mapping[str, object]) -> tuple[int, bytes]:
         self._board.check_ready()
-        return await self._transport.fetch("POST", path, body=msgspec.json.encode(content))
+        return await self.transport.fetch("POST", path, body=msgspec.json.encode(content))
 
     async def _supervise(self) -> None:
         backoff = Backoff()
@@ -189,7 +184,7 @@ class VllmEngine:
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
         rotate(self.log_path)
         command = build_command(self._settings, self._profile, self._model.argument, run_dir, self._environ)
-        await self._transport.move(str(socket_path(run_dir)))
+        await self.transport.move(str(socket_path(run_dir)))
         child = await EngineProcess.spawn(command, run_dir, self.log_path)
         try:
             return await self._watch(child)
@@ -258,7 +253,7 @@ class VllmEngine:
                 return f"the engine did not answer {failures} health checks in a row"
 
     async def _ask_status(self, timeout_s: float) -> CoreStatus:
-        status, answer = await self._transport.fetch("GET", protocol.STATUS_PATH, timeout_s=timeout_s)
+        status, answer = await self.transport.fetch("GET", protocol.STATUS_PATH, timeout_s=timeout_s)
         if status != 200:
             raise EngineUnavailable(f"engine {self.name} answers its status with {status}")
         return msgspec.json.decode(answer, type=CoreStatus)

@@ -81,7 +81,7 @@ class UrlEngine(ABC):
         self._wanted = settings.model
         self._url = settings.url
         self._board = StatusBoard(settings.name)
-        self._transport = Transport(
+        self.transport = Transport(
             settings.name,
             settings.url,
             request_timeout_s=request_timeout_s,
@@ -113,7 +113,7 @@ class UrlEngine(ABC):
             task.cancel()
             await asyncio.wait([task])
         self._board.become(EngineState.STOPPED, "stopped")
-        await self._transport.close()
+        await self.transport.close()
 
     async def wait_ready(self, timeout_s: float) -> None:
         """Return once the server answers; see `Engine.wait_ready`."""
@@ -124,17 +124,13 @@ class UrlEngine(ABC):
     ) -> AbstractAsyncContextManager[EngineResponse]:
         """POST `body` to `path`; see `Engine.open`."""
         self._board.check_ready()
-        return self._transport.open(path, body, headers)
+        return self.transport.open(path, body, headers)
 
     async def scrape_metrics(self) -> bytes:
         """The server's metrics, where it has any."""
         if self._board.state is not EngineState.READY:
             return b""
-        try:
-            status, text = await self._transport.fetch("GET", "/metrics", timeout_s=PROBE_TIMEOUT_S)
-        except (EngineUnavailable, EngineTimeout):
-            return b""
-        return text if status == 200 else b""
+        return await self.transport.fetch_metrics()
 
     @abstractmethod
     async def load(self, adapter: AdapterVersion) -> None:
@@ -207,7 +203,7 @@ class RemoteVllm(UrlEngine):
             raise EngineUnavailable(f"{self._url} cannot unload {engine_name}: {self._refusal(status, answer)}")
 
     async def _post(self, path: str, content: Mapping[str, str]) -> tuple[int, bytes]:
-        return await self._transport.fetch("POST", path, body=msgspec.json.encode(content))
+        return await self.transport.fetch("POST", path, body=msgspec.json.encode(content))
 
     async def _holds(self, adapter: AdapterVersion) -> bool:
         models = await self._models()
@@ -222,7 +218,7 @@ class RemoteVllm(UrlEngine):
         return error or f"status {status}"
 
     async def _models(self) -> ModelList:
-        status, answer = await self._transport.fetch("GET", "/v1/models", timeout_s=PROBE_TIMEOUT_S)
+        status, answer = await self.transport.fetch("GET", "/v1/models", timeout_s=PROBE_TIMEOUT_S)
         if status != 200:
             raise EngineUnavailable(f"/v1/models answers {status}: {decode_error(answer) or 'no reason given'}")
         try:
@@ -255,7 +251,7 @@ class OpenAIUpstream(UrlEngine):
     async def _probe(self) -> bool:
         """Any answer will do, since few upstreams list their models; but a refused key and 5xx are told."""
         began = time.monotonic()
-        status, answer = await self._transport.fetch("GET", "/v1/models", timeout_s=PROBE_TIMEOUT_S)
+        status, answer = await self.transport.fetch("GET", "/v1/models", timeout_s=PROBE_TIMEOUT_S)
         if status in {401, 403} or status >= 500:
             took = time.monotonic() - began
             raise EngineUnavailable(f"answers {status} after {took:.1f} s: {decode_error(answer) or 'no reason given'}")

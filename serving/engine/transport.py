@@ -23,6 +23,8 @@ from serving.errors import EngineTimeout, EngineUnavailable, ServingError
 KEEPALIVE_S = 60.0
 CONNECT_TIMEOUT_S = 10.0
 STALE_WITHIN_S = 1.0
+HTTP_OK = 200
+METRICS_TIMEOUT_S = 5.0
 READ_BUFFER = 1 << 17
 MAX_LINE = 1 << 16
 DEFAULT_HEADERS = {"content-type": "application/json", "accept-encoding": "identity", "user-agent": "loradock"}
@@ -46,7 +48,7 @@ class Transport:
         self.base_url = base_url
         self.socket_path: str | None = None
         self.retry_stale = retry_stale
-        self._headers = DEFAULT_HEADERS | dict(headers or {})
+        self.headers = DEFAULT_HEADERS | dict(headers or {})
         self._keepalive_s = keepalive_s
         self._request_timeout_s = request_timeout_s
         self._session: aiohttp.ClientSession | None = None
@@ -66,7 +68,7 @@ class Transport:
             connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=self._keepalive_s)
         return aiohttp.ClientSession(
             connector=connector,
-            headers=self._headers,
+            headers=self.headers,
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
             trust_env=False,
@@ -94,6 +96,14 @@ class Transport:
                 return response.status, await response.read()
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise translate(self.name, error) from error
+
+    async def fetch_metrics(self, timeout_s: float = METRICS_TIMEOUT_S) -> bytes:
+        """The engine's Prometheus text; empty where it has none or does not answer."""
+        try:
+            status, text = await self.fetch("GET", "/metrics", timeout_s=timeout_s)
+        except (EngineUnavailable, EngineTimeout):
+            return b""
+        return text if status == HTTP_OK else b""
 
     async def move(self, socket_path: str) -> None:
         """Talk to a new unix socket from now on; what is in flight on the old one ends."""

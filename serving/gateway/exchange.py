@@ -89,16 +89,19 @@ class WhileConnected:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
         self._watch.cancel()
+        serving = self._serving
+        del self._watch, self._serving  # tasks refer to their coroutines, and those to this: a cycle for the collector
         if self.gone:
             # Swallow the cancellation, unless somebody else (a shutdown, say) has cancelled the request as well.
-            return self._serving.uncancel() == 0 and kind is asyncio.CancelledError
+            return serving.uncancel() == 0 and kind is asyncio.CancelledError
         return False
 
     async def _await_disconnect(self) -> None:
+        serving = self._serving
         while (await self._receive())["type"] != "http.disconnect":
             pass
         self.gone = True
-        self._serving.cancel()
+        serving.cancel()
 
 
 def headers_of(scope: Scope) -> Mapping[bytes, bytes]:

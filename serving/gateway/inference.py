@@ -22,7 +22,6 @@ from serving.gateway.target import Target, hold
 from serving.gateway.upstream_errors import from_engine
 from serving.recorder import Outcome
 
-_FORWARDED = {"content-type": "application/json"}
 _ENDS_WITH_DONE = frozenset({"/v1/chat/completions", "/v1/completions"})
 
 
@@ -87,7 +86,7 @@ class _Exchange:
             async with hold(gateway, decision) as target:  # held until the last byte
                 self._dispatching(target)
                 request = body.for_engine(target.model, ask_usage=body.stream and not body.wants_usage and target.ours)
-                async with target.engine.open(self.path, request, _FORWARDED) as answer:
+                async with target.engine.open(self.path, request) as answer:
                     await self._relay(answer, body)
         self.gone = client.gone
 

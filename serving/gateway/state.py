@@ -18,7 +18,7 @@ from configs.settings import Settings
 from router import BaseTier, Decision, Router, RouterSnapshot, SessionRoute, Task, UnknownModel
 from serving.admission import Admission
 from serving.auth import KeyRing
-from serving.engine.base import Engine, EngineState
+from serving.engine.base import Answering, EngineState
 from serving.errors import NotFound
 from serving.fleet import Fleet, engine_of
 from serving.metrics import Metrics
@@ -168,7 +168,7 @@ class Gateway:
         resident = self.fleet.resident(adapter)
         return resident is not None and resident.state is AdapterState.READY
 
-    def engine(self, base_name: str) -> Engine:
+    def engine(self, base_name: str) -> Answering:
         """The engine of a base. Raises NotFound."""
         return engine_of(self.fleet.engines, base_name)
 

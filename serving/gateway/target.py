@@ -7,7 +7,7 @@ from types import TracebackType
 
 from adapters_registry.model import AdapterVersion
 from router import Decision, Reason
-from serving.engine.base import Engine, EngineState
+from serving.engine.base import Answering, EngineState
 from serving.errors import AdapterLoadFailed
 from serving.fleet import Held
 from serving.gateway.state import Gateway
@@ -22,7 +22,7 @@ class Target:
 
     __slots__ = ("adapter", "adapter_state", "decision", "engine", "reason", "waited_s")
 
-    def __init__(self, decision: Decision, engine: Engine) -> None:
+    def __init__(self, decision: Decision, engine: Answering) -> None:
         self.decision = decision
         self.engine = engine
         self.adapter: AdapterVersion | None = None

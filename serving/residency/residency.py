@@ -196,8 +196,10 @@ class Residency:
         for adapter in served.values():
             if adapter.pinned:
                 entry = self._entry(adapter)
-                entry.pinned = entry.wanted = True
-                self._ask(entry)
+                entry.pinned = True
+                if entry.state is not AdapterState.READY:
+                    entry.wanted = True
+                    self._ask(entry)
         self._changed.set()
 
     async def unload(self, adapter: AdapterVersion) -> None:
