@@ -1,11 +1,11 @@
-"""Many adapters, few slots, changes all the while: is every answer the right adapter's?
+"""Many adapters in few slots, with changes all the while: whether every answer is the right adapter's.
 
     python -m bench.zipf [--requests 1000] [--adapters 20] [--slots 4] [--out bench/results/zipf.json]
 
 Starts the server on the embedded base, registers variants of a demo adapter, records each one's fingerprint (its greedy
-answer to a fixed prompt, asked for alone), sends 100 requests at once to one cold adapter, and then requests spread by Zipf
-over all adapters while others are registered, replaced and retired. Exact versions are asked for, so a wrong answer
-cannot hide behind the base model.
+answer to a fixed prompt, asked for alone), sends 100 requests at once to one cold adapter, and then requests spread
+by Zipf over all adapters while others are registered, replaced and retired. Exact versions are asked for, so a wrong
+answer cannot hide behind the base model.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ async def zipf(
     todo = chance.choices(names, weights, k=requests)
     for _ in range(requests // 20):  # some for adapters that come and go
         todo[chance.randrange(requests)] = chance.choice(churn)[2]
-    tally, changing = Tally(), set(model for _, _, model, _ in churn)
+    tally, changing = Tally(), {model for _, _, model, _ in churn}
     queue = iter(todo)
 
     async def client() -> None:

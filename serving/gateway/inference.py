@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from serving.engine.base import EngineResponse
 from serving.errors import EngineUnavailable, ServingError
-from serving.gateway.body import PROMPT_FIELD, ParsedBody, read_body
+from serving.gateway.body import ParsedBody, read_body
 from serving.gateway.exchange import CLIENT_GONE, JSON, Reply, WhileConnected, headers_of, request_id, text
 from serving.gateway.rewrite import ModelRewriter, StreamRewriter, Usage, read_usage
 from serving.gateway.state import Gateway
@@ -113,7 +113,7 @@ class _Exchange:
     async def _relay(self, answer: EngineResponse, body: ParsedBody) -> None:
         content_type = answer.headers.get("content-type", "application/json")
         if answer.status >= 400:
-            raise from_engine(answer.status, await answer.read(), PROMPT_FIELD[self.path])
+            raise from_engine(answer.status, await answer.read(), self.path)
         if content_type.startswith("text/event-stream"):
             await self._relay_stream(answer, body, content_type)
             return

@@ -35,6 +35,9 @@ class Server:
     def get(self, path: str) -> httpx.Response:
         return httpx.get(self.url + path, timeout=60)
 
+    def delete(self, path: str) -> httpx.Response:
+        return httpx.delete(self.url + path, timeout=60)
+
     def post(self, path: str, body: object = None) -> httpx.Response:
         return httpx.post(self.url + path, json=body, timeout=120)
 
