@@ -89,11 +89,11 @@ def evaluate_all(out: Out = embedded.ROOT, mistakes: int = 0, agent: Agent = Non
     """Measure base and adapters on the held-out cases; with MISTAKES, show that many wrong answers of each adapter."""
     from peft import PeftModel
 
-    settle(Recipe())
+    device = settle(Recipe())
     table = Table("agent", "cases", "adapter", "base")
     for chosen in _agents(agent):
         cases = evaluate.read_cases(_holdout(out, chosen))
-        model, tokenizer = load_base(out / "base")
+        model, tokenizer = load_base(out / "base", device)
         alone = evaluate.label_accuracy(_label_answers(model, tokenizer, cases), cases)
         lora = PeftModel.from_pretrained(model, out / "adapters" / f"{chosen}-agent")
         given = _label_answers(lora, tokenizer, cases)
@@ -106,18 +106,16 @@ def evaluate_all(out: Out = embedded.ROOT, mistakes: int = 0, agent: Agent = Non
         for case, answer in wrong[:mistakes]:
             console.print(f"{case.label} | {answer!r} | {case.text}", markup=False, highlight=False)
     console.print(table)
-    _evaluate_general(out)
+    _evaluate_general(out, device)
 
 
-def _label_answers(
-    model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, cases: list[evaluate.Case]
-) -> list[str]:
+def _label_answers(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, cases: list[evaluate.Case]) -> list[str]:
     return evaluate.answers(model, tokenizer, [case.text for case in cases], evaluate.LABEL_TOKENS)
 
 
-def _evaluate_general(out: Path) -> None:
+def _evaluate_general(out: Path, device: str) -> None:
     questions = evaluate.read_general_set(out / embedded.GENERAL_SET.name)
-    model, tokenizer = load_base(out / "base")
+    model, tokenizer = load_base(out / "base", device)
     given = evaluate.answers(model, tokenizer, [item.question for item in questions], evaluate.SENTENCE_TOKENS)
     share = evaluate.general_accuracy(given, questions)
     report.record(out, "general", {"questions": len(questions), "base": round(share, 4)})

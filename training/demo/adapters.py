@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from configs.embedded import BASE_NAME
 from training.demo.batches import Encoded, batches, encode_answers
-from training.demo.corpus import load_domain, lines, read_texts, stream, training_cases
+from training.demo.corpus import lines, load_domain, read_texts, stream, training_cases
 from training.demo.loop import Run, fit
 from training.demo.pretrain import load_base, settle
 from training.demo.reading import Messages
@@ -42,8 +42,7 @@ def make_adapter(base: Path, folder: Path, agent: str, recipe: Recipe, console: 
     """Train the adapter of `agent` on the base in folder `base`; write an ordinary PEFT folder, float32."""
     from peft import LoraConfig, get_peft_model
 
-    settle(recipe)
-    model, tokenizer = load_base(base)
+    model, tokenizer = load_base(base, settle(recipe))
     rows = _rows(tokenizer, agent, recipe)
     config = LoraConfig(
         task_type="CAUSAL_LM",

@@ -23,6 +23,8 @@ _CHOICE = re.compile(r"\[([^\[\]]*\|[^\[\]]*)\]")
 _SLOT = re.compile(r"\{([a-z0-9]+)\}")
 _SENTENCE_START = re.compile(r"(^|[.!?] )([a-z])")
 MAX_TYPOS = 2
+WORDS_LOST = 0.12
+"""of the telling sentence, in half of the training cases: no single wording may decide"""
 
 
 @dataclass(frozen=True)
@@ -113,8 +115,19 @@ def sentence(text: str) -> str:
     return _SENTENCE_START.sub(lambda match: match[1] + match[2].upper(), text)
 
 
-def compose(domain: Domain, label: Label, rng: random.Random, *, held_out: bool = False) -> str:
-    """A text of `label`. With `held_out`, its telling sentence comes from a held-out template and from no carrier."""
+def compose(
+    domain: Domain,
+    label: Label,
+    rng: random.Random,
+    *,
+    held_out: bool = False,
+    more: float = 0.1,
+    lossy: bool = False,
+) -> str:
+    """A text of `label`. With `held_out`, its telling sentence comes from a held-out template and from no carrier.
+
+    `more` is the chance of each further telling sentence; with `lossy`, telling sentences may miss words.
+    """
     if held_out:
         core = rng.choice(label.held_out)
     elif rng.random() < 0.25:
@@ -122,9 +135,11 @@ def compose(domain: Domain, label: Label, rng: random.Random, *, held_out: bool 
     else:
         core = rng.choice(label.train)
     parts = [sentence(fill(core, domain.slots, rng))]
-    if not held_out and rng.random() < 0.1:
+    while not held_out and rng.random() < more:
         second = rng.choice((*label.train, *label.cues))
         parts.append(sentence(fill(second, domain.slots, rng)))
+    if lossy and rng.random() < 0.5:
+        parts = [_lose_words(part, rng) for part in parts]
     for chance, pool, at in (
         (0.25, domain.asides, len(parts)),
         (0.25, domain.asides, 0),
@@ -147,6 +162,11 @@ def in_a_hurry(text: str, rng: random.Random) -> str:
         for _ in range(rng.randint(1, MAX_TYPOS)):
             text = _typo(text, rng)
     return text
+
+
+def _lose_words(text: str, rng: random.Random) -> str:
+    words = text.split(" ")
+    return " ".join(word for word in words if rng.random() >= WORDS_LOST) or rng.choice(words)
 
 
 def _typo(text: str, rng: random.Random) -> str:
@@ -174,7 +194,7 @@ def training_cases(domain: Domain, count: int, seed: int) -> Iterator[Case]:
     while count > 0:
         rng.shuffle(names)
         for name in names[:count]:
-            yield Case(compose(domain, domain.labels[name], rng), name)
+            yield Case(compose(domain, domain.labels[name], rng, lossy=True), name)
         count -= len(names)
 
 

@@ -67,7 +67,7 @@ def answers(
             return_tensors="pt",
             padding=True,
             tokenizer_kwargs={"padding_side": "left"},
-        )
+        ).to(model.device)
         with torch.inference_mode():
             tokens = model.generate(  # type: ignore[operator]  # declared by transformers, not by Module
                 **inputs, do_sample=False, temperature=None, max_new_tokens=max_tokens

@@ -80,6 +80,7 @@ def fit(
     import torch
 
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    device = trained[0].device
     matrices = [parameter for parameter in trained if parameter.ndim > 1]
     vectors = [parameter for parameter in trained if parameter.ndim <= 1]
     groups = [{"params": matrices, "weight_decay": WEIGHT_DECAY}, {"params": vectors, "weight_decay": 0.0}]
@@ -96,7 +97,7 @@ def fit(
             for group in optimizer.param_groups:
                 group["lr"] = rate
             ids, labels = collate(next(feed), pad)
-            loss = _step(model, optimizer, trained, ids, labels)
+            loss = _step(model, optimizer, trained, ids.to(device), labels.to(device))
             if not math.isfinite(loss):
                 raise TrainingDiverged(f"{title}: loss is {loss} at step {step}")
             tokens += ids.numel()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,13 +24,19 @@ ANSWER_TEMPERATURE = 0.2
 """for requests that name none: a tiny model wanders off at 1.0"""
 
 
-def settle(recipe: Recipe) -> None:
-    """Seed torch and fix its threads, so that a run repeats exactly on the same machine."""
+def settle(recipe: Recipe) -> str:
+    """Seed torch and fix its threads, so that a run repeats exactly on the same machine.
+
+    Returns the device to train on, `cuda` where there is one.
+    """
+    # cuBLAS reads this when it starts, and without it sums in an order that varies.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     import torch
 
     torch.manual_seed(recipe.seed)
     torch.set_num_threads(recipe.threads)
     torch.use_deterministic_algorithms(True)
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def new_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Qwen2ForCausalLM:
@@ -55,13 +62,13 @@ def new_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Qwen2ForCau
 
 def make_base(folder: Path, recipe: Recipe, console: Console) -> Run:
     """Train tokenizer and model and write them to `folder`: bfloat16 safetensors, tokenizer, template, configs."""
-    settle(recipe)
+    device = settle(recipe)
     console.print(f"writing {recipe.base_documents} documents")
     texts = list(documents(recipe.base_documents, recipe.seed))
     tokenizer = train_tokenizer(islice(texts, TOKENIZER_DOCUMENTS), recipe.vocab_size, recipe.context)
     rows = [encode(tokenizer, text, recipe.context) for text in texts]
     console.print(f"{len(rows)} documents, {sum(len(row.ids) for row in rows)} tokens, {len(tokenizer)} pieces")
-    model = new_model(recipe, tokenizer)
+    model = new_model(recipe, tokenizer).to(device)
     run = fit(
         model,
         batches(rows, recipe.tokens_per_batch, recipe.seed),
@@ -86,7 +93,7 @@ def _save(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerBase, folder: P
         pad_token_id=tokenizer.pad_token_id,
     )
     folder.mkdir(parents=True, exist_ok=True)
-    model.to(torch.bfloat16).save_pretrained(folder)
+    model.to("cpu", torch.bfloat16).save_pretrained(folder)
     (folder / "model.safetensors").chmod(0o644)
     tokenizer.save_pretrained(folder)
     _name_the_usual_tokenizer_class(folder / "tokenizer_config.json")
@@ -99,10 +106,10 @@ def _name_the_usual_tokenizer_class(file: Path) -> None:
     file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def load_base(folder: Path) -> tuple[Qwen2ForCausalLM, PreTrainedTokenizerBase]:
-    """The model of `folder` in float32, and its tokenizer."""
+def load_base(folder: Path, device: str = "cpu") -> tuple[Qwen2ForCausalLM, PreTrainedTokenizerBase]:
+    """The model of `folder` in float32 on `device`, and its tokenizer."""
     import torch
     from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
 
     model = Qwen2ForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    return model, PreTrainedTokenizerFast.from_pretrained(folder)
+    return model.to(device), PreTrainedTokenizerFast.from_pretrained(folder)

@@ -96,7 +96,10 @@ def _any_domain(rng: random.Random) -> Domain:
 
 def _domain_text(rng: random.Random) -> Document:
     domain = _any_domain(rng)
-    return compose(domain, rng.choice(list(domain.labels.values())), rng)
+    label = rng.choice(list(domain.labels.values()))
+    if rng.random() < 0.15:
+        return "; ".join(fill(cue, domain.slots, rng) for cue in rng.sample(label.cues, min(4, len(label.cues))))
+    return compose(domain, label, rng, more=0.5)
 
 
 def _domain_chat(rng: random.Random) -> Document:

@@ -29,7 +29,7 @@ class Recipe:
 
     rank: int = 16
     alpha: int = 32
-    dropout: float = 0.05
+    dropout: float = 0.1
     adapter_steps: int = 450
     adapter_rate: float = 2e-3
 

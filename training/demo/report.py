@@ -58,12 +58,20 @@ def record_run(out: Path, name: str, run: Run, recipe: Recipe) -> None:
 
 
 def _machine() -> dict[str, str]:
+    import torch
+
     return {
         "processor": _processor(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "cores": str(os.cpu_count()),
         "python": platform.python_version(),
         **{name: version(name) for name in LIBRARIES},
     }
+
+
+def _machine_in_words(made: dict[str, Any]) -> str:
+    processor = f"{made['processor']}, {made['cores']} cores"
+    return processor if made["device"] == "cpu" else f"one {made['device']} ({processor})"
 
 
 def _processor() -> str:
@@ -133,7 +141,7 @@ def write_card(out: Path) -> None:
         accuracy_rows="\n".join(_accuracy_row(agent, measures) for agent in AGENTS),
         general=f"{100 * measures['general']['base']:.1f}",
         training_rows="\n".join(_training_row(name, run) for name, run in measures["trainings"].items()),
-        machine=f"{made['processor']}, {made['cores']} cores",
+        machine=_machine_in_words(made),
         versions=", ".join(f"{name} {made[name]}" for name in ("python", *LIBRARIES)),
         seed=made["seed"],
     )
