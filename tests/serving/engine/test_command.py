@@ -1,0 +1,89 @@
+from pathlib import Path
+
+import pytest
+
+from configs import embedded
+from configs.profiles import load_profile
+from configs.settings import EngineSettings, SettingsError
+from serving.engine.command import build_command, render, socket_path
+from serving.engine.model import BaseModel
+
+RUN_DIR = Path("/run/here")
+
+
+def command_of(settings: EngineSettings, profile: str = "cpu", environ: dict[str, str] | None = None) -> list[str]:
+    model = BaseModel.of(settings).argument
+    return list(build_command(settings, load_profile(profile), model, RUN_DIR, environ or {}).argv)
+
+
+def env_of(settings: EngineSettings, profile: str = "cpu", environ: dict[str, str] | None = None) -> dict[str, str]:
+    model = BaseModel.of(settings).argument
+    return dict(build_command(settings, load_profile(profile), model, RUN_DIR, environ or {}).env)
+
+
+def test_the_cpu_cache_holds_as_many_adapters_as_there_are_slots() -> None:
+    argv = command_of(EngineSettings(name="base", slots=7, max_lora_rank=64))
+    assert {"--max-loras=7", "--max-cpu-loras=7", "--max-lora-rank=64", "--enable-lora"} <= set(argv)
+    assert f"--uds={socket_path(RUN_DIR)}" in argv
+    assert f"--model={embedded.BASE}" in argv
+    assert "--served-model-name=loradock-tiny" in argv
+
+
+def test_a_users_argument_overrides_the_profiles_in_either_spelling() -> None:
+    argv = command_of(EngineSettings(name="base", args={"--kv-cache-memory-bytes": 5, "dtype": "bfloat16"}))
+    assert "--kv-cache-memory-bytes=5" in argv
+    assert [word for word in argv if word.startswith("--dtype")] == ["--dtype=bfloat16"]
+
+
+@pytest.mark.parametrize("name", ["port", "uds", "--max-loras", "enable-lora", "served_model_name", "api-key", "model"])
+def test_arguments_that_loradock_decides_are_refused(name: str) -> None:
+    with pytest.raises(SettingsError, match="set by loradock"):
+        command_of(EngineSettings(name="base", args={name: 1}))
+
+
+def test_arguments_become_words() -> None:
+    arguments = {"a_b": True, "c": False, "d": None, "e": {"f": 1}, "g": ["h", 2], "i": "-j", "k": 0}
+    assert render(arguments) == ["--a-b", "--no-c", "--e", '{"f": 1}', "--g", "h", "2", "--i=-j", "--k=0"]
+
+
+def test_what_would_open_or_lock_the_engine_does_not_reach_it() -> None:
+    environ = {
+        "VLLM_API_KEY": "secret",
+        "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
+        "LORADOCK_PORT": "1",
+        "HTTP_PROXY": "kept",
+    }
+    env = env_of(EngineSettings(name="base"), environ=environ)
+    assert not env.keys() & {"VLLM_API_KEY", "VLLM_ALLOW_RUNTIME_LORA_UPDATING", "LORADOCK_PORT"}
+    assert env["HTTP_PROXY"] == "kept"
+    assert env["VLLM_NO_USAGE_STATS"] == "1"
+
+
+def test_a_local_model_needs_no_hub_and_a_hub_model_does() -> None:
+    assert env_of(EngineSettings(name="base"))["HF_HUB_OFFLINE"] == "1"
+    assert "HF_HUB_OFFLINE" not in env_of(EngineSettings(name="base", model="org/model"))
+
+
+def test_threads_are_bounded_on_the_cpu_alone_and_by_the_user_where_set() -> None:
+    settings = EngineSettings(name="base")
+    assert int(env_of(settings)["OMP_NUM_THREADS"]) >= 1
+    assert env_of(settings, environ={"OMP_NUM_THREADS": "13"})["OMP_NUM_THREADS"] == "13"
+    assert "OMP_NUM_THREADS" not in env_of(settings, "gpu")
+
+
+def test_a_folder_that_is_missing_or_holds_no_model_is_told_before_any_start(tmp_path: Path) -> None:
+    missing = BaseModel.of(EngineSettings(name="base", model=str(tmp_path / "none")))
+    assert "does not exist" in (missing.obstacle() or "")
+    assert missing.folder is None
+    empty = BaseModel.of(EngineSettings(name="base", model=str(tmp_path)))
+    assert "config.json" in (empty.obstacle() or "")
+    (tmp_path / "config.json").write_text("{}")
+    assert empty.obstacle() is None
+    assert empty.folder == tmp_path
+    assert {str(tmp_path), tmp_path.name} <= set(empty.aliases)
+
+
+def test_a_hub_model_is_named_by_its_id_and_has_no_folder_before_it_is_fetched() -> None:
+    model = BaseModel.of(EngineSettings(name="base", model="org-nobody/model", base_aliases=("old",)))
+    assert (model.local, model.obstacle(), model.folder) == (False, None, None)
+    assert {"org-nobody/model", "model", "old"} <= set(model.aliases)
