@@ -243,7 +243,7 @@ def main() -> None:
     args = parser.parse_args()
     figures, bars = asyncio.run(measure(args.requests, args.adapters, args.slots, args.seed))
     settings = {"requests": args.requests, "adapters": args.adapters, "slots": args.slots, "seed": args.seed}
-    publish(result("zipf", settings, figures, bars), args.out)
+    publish(result("zipf", settings, figures, bars), [], args.out)
 
 
 if __name__ == "__main__":
