@@ -100,6 +100,9 @@ class Recorder:
             except OSError as error:
                 log.warning("%d outcomes could not be written: %s", len(batch), error)
                 self._on_drop(len(batch))
+            except Exception:  # the sink is not ours, and one batch that it cannot take must not end the capture
+                log.exception("%d outcomes could not be written", len(batch))
+                self._on_drop(len(batch))
             finally:
                 for _ in batch:
                     self._queue.task_done()

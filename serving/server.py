@@ -140,6 +140,8 @@ async def _serve_alone(settings: Settings, keys: KeyRing, listener: socket.socke
     watcher = _watch_start(fleet.engines, events, lambda: gateway.registered)
     try:
         await server.serve(sockets=[listener])
+        if not server.started:
+            raise OSError(f"the server could not start; the reason is in {settings.home / 'logs'}")
     finally:
         watcher.cancel()
 

@@ -76,11 +76,14 @@ class Workers:
         return process
 
     async def _keep(self) -> None:
+        from serving.metrics import forget_process as forget_metrics  # not before the folder is set
+
         while True:
             await asyncio.sleep(RESPAWN_S)
             for index, process in enumerate(self._processes):
                 if not process.is_alive():
                     log.error("gateway process %s ended with %s; starting another", process.pid, process.exitcode)
+                    forget_metrics(process.pid)  # or its requests in flight would count for ever
                     self._processes[index] = self._spawn()
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from functools import partial
 from pathlib import Path
 
-from adapters_registry import AdapterRegistry
+from adapters_registry import AdapterRegistry, DatabaseError
 from adapters_registry.model import AdapterVersion, RegistrySnapshot
 from serving.control.wire import (
     Changed,
@@ -28,6 +29,8 @@ from serving.errors import AdapterLoadFailed, ServingError
 from serving.fleet import LocalFleet
 from serving.metrics import Metrics
 from serving.residency import Patience, StillCold
+
+log = logging.getLogger(__name__)
 
 VIEW_S = 0.1
 """How often a change of residency is looked for."""
@@ -73,11 +76,17 @@ class ControlServer:
         return self._registered
 
     async def refresh(self) -> None:
-        """Adopt the registry's present state."""
-        registered = await asyncio.to_thread(self._registry.snapshot)
+        """Adopt the registry's present state, and have the workers do so. A registry that cannot be read is logged."""
+        try:
+            registered = await asyncio.to_thread(self._registry.snapshot)
+        except (DatabaseError, OSError) as error:
+            log.warning("the registry cannot be read: %s", error)
+            return
         if registered.revision != self._registered.revision:
             self._registered = registered
             self.fleet.adopt(registered)
+            for worker in self._workers:
+                worker.send(Refresh())
 
     async def _keep_fresh(self) -> None:
         while True:
@@ -126,8 +135,6 @@ class ControlServer:
                     await self.fleet.unload(version)
             case Changed():
                 await self.refresh()
-                for each in self._workers:
-                    each.send(Refresh())
 
     async def _hold(self, wanted: Hold, worker: Channel[FromWorker]) -> None:
         """Hold until cancelled: by the worker's release, or by its end."""

@@ -57,7 +57,6 @@ def create_app(gateway: Gateway) -> FastAPI:
     app.add_exception_handler(OSError, _os_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(Exception, _unexpected_error)
     app.add_middleware(Front, gateway=gateway)
     return app
 
@@ -98,6 +97,12 @@ class Front:
         except ServingError as error:
             status = error.status
             await reply.fail(error)
+        except Exception as error:
+            log.exception("request %s: %s %s failed", reply.headers[0][1].decode(), scope["method"], scope["path"])
+            if status:
+                raise  # an answer has begun; the connection has to end
+            status = 500
+            await reply.fail(ServingError(f"internal error: {type(error).__name__}", code="internal_error"))
         finally:
             self._gateway.metrics.request(_template(scope), status, time.perf_counter() - began)
 
@@ -159,6 +164,8 @@ async def _validation_error(request: Request, error: Exception) -> Response:
 
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101 - registered for this type
+    if isinstance(error.__cause__, ServingError):  # raised while FastAPI read the body
+        return _answer(error.__cause__)
     failure = ServingError(error.detail, status=error.status_code)
     failure.type = "invalid_request_error" if error.status_code < 500 else "server_error"
     if error.status_code in (404, 405):
@@ -167,8 +174,3 @@ async def _http_error(request: Request, error: Exception) -> Response:
     answer = _answer(failure)
     answer.headers.update(error.headers or {})
     return answer
-
-
-async def _unexpected_error(request: Request, error: Exception) -> Response:
-    log.error("request %s %s failed", request.method, request.url.path, exc_info=error)
-    return _answer(ServingError(f"internal error: {type(error).__name__}", code="internal_error"))

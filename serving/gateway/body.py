@@ -9,14 +9,17 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
+from starlette.types import Message, Receive
 
 from router.task import Task
 from serving.errors import BadRequest, BodyTooLarge
+from serving.gateway.exchange import ClientGone
 
 Fields = dict[str, msgspec.Raw]
 
 _decode_fields = msgspec.json.Decoder(Fields).decode
 _decode_any = msgspec.json.Decoder().decode
+_decode_list = msgspec.json.Decoder(list[msgspec.Raw] | None).decode
 _encode = msgspec.json.Encoder().encode
 
 PROMPT_FIELD = {
@@ -46,7 +49,7 @@ class ParsedBody:
         self.stream: bool = bool(self._read("stream", bool, "a boolean"))
         self.metadata: dict[str, Any] = self._read("metadata", dict, "an object") or {}
         self.user: str | None = self._read("user", str, "a string")
-        self.tools: bool = bool(self._read("tools", list, "an array"))
+        self.tools: bool = self._has_items("tools")
         options = self._read("stream_options", dict, "an object") or {}
         self.wants_usage: bool = bool(options.get("include_usage"))
         self.messages: list[dict[str, Any]] = []
@@ -57,15 +60,22 @@ class ParsedBody:
         raw = self.fields.get(name)
         if raw is None:
             return None
-        value = _decode_any(raw)
+        value = _decode_field(name, raw)
         if value is not None and not isinstance(value, kind):
             raise BadRequest(f"'{name}' must be {what}", param=name, code="invalid_type")
         return value
 
+    def _has_items(self, name: str) -> bool:
+        raw = self.fields.get(name)
+        try:
+            return bool(raw and _decode_list(raw))
+        except msgspec.DecodeError:
+            raise BadRequest(f"'{name}' must be an array", param=name, code="invalid_type") from None
+
     def _read_prompt(self) -> None:
         name = PROMPT_FIELD[self.path]
         raw = self.fields.get(name)
-        value = None if raw is None else _decode_any(raw)
+        value = None if raw is None else _decode_field(name, raw)
         if value is None or value in ("", []):
             raise BadRequest(f"'{name}' must not be empty", param=name, code="missing_required_parameter")
         if name == "messages":
@@ -118,6 +128,13 @@ def _parse_fields(raw: bytes) -> Fields:
         raise BadRequest(f"the request body is not valid JSON: {error}", code="invalid_json") from None
 
 
+def _decode_field(name: str, raw: msgspec.Raw) -> Any:
+    try:
+        return _decode_any(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise BadRequest(f"'{name}' cannot be read: {error}", param=name, code="invalid_json") from None
+
+
 def _check_messages(value: Any, name: str) -> list[dict[str, Any]]:
     if not isinstance(value, list):
         raise BadRequest(f"'{name}' must be an array", param=name, code="invalid_type")
@@ -133,11 +150,14 @@ def _check_messages(value: Any, name: str) -> list[dict[str, Any]]:
     return value
 
 
-async def read_body(receive: Any, content_length: int | None, limit: int) -> bytes:
-    """The whole request body. Raises BodyTooLarge over `limit` bytes, before reading where the length is told."""
+async def read_body(receive: Receive, content_length: int | None, limit: int) -> bytes:
+    """The whole request body.
+
+    Raises BodyTooLarge over `limit` bytes, before reading where the length is told, and ClientGone when no more comes.
+    """
     if content_length is not None and content_length > limit:
         raise _too_large(limit)
-    message = await receive()
+    message = await _next(receive)
     body: bytes = message.get("body", b"")
     if not message.get("more_body", False):
         if len(body) > limit:
@@ -145,12 +165,19 @@ async def read_body(receive: Any, content_length: int | None, limit: int) -> byt
         return body
     parts, size = [body], len(body)
     while message.get("more_body", False):
-        message = await receive()
+        message = await _next(receive)
         parts.append(message.get("body", b""))
         size += len(parts[-1])
         if size > limit:
             raise _too_large(limit)
     return b"".join(parts)
+
+
+async def _next(receive: Receive) -> Message:
+    message = await receive()
+    if message["type"] == "http.disconnect":
+        raise ClientGone
+    return message
 
 
 def _too_large(limit: int) -> BodyTooLarge:

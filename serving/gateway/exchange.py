@@ -17,15 +17,19 @@ CLIENT_GONE = 499
 _REQUEST_ID_CHARS = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.")
 
 
-class Reply:
-    """The answer on its way out. `status` is 0 until it begins."""
+class ClientGone(Exception):
+    """The client went away before its request was whole; there is nobody to answer."""
 
-    __slots__ = ("_send", "finished", "headers", "status", "streaming")
+
+class Reply:
+    """The answer on its way out. `status` is 0 until it begins, and the error's once a stream has failed."""
+
+    __slots__ = ("_send", "failed", "finished", "headers", "status")
 
     def __init__(self, send: Send, request_id: str) -> None:
         self._send = send
         self.status = 0
-        self.streaming = False
+        self.failed = False
         self.finished = False
         self.headers: list[tuple[bytes, bytes]] = [(b"x-request-id", request_id.encode())]
 
@@ -37,7 +41,6 @@ class Reply:
 
     async def begin_stream(self, status: int, content_type: bytes) -> None:
         """Send the head of a stream."""
-        self.streaming = True
         # Proxies in front must not collect a stream.
         await self._start(status, content_type, [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")])
 
@@ -54,7 +57,9 @@ class Reply:
         """Send `error`: as an answer, or as an event when a stream has begun; nothing when the answer is complete."""
         if self.finished:
             return
+        self.failed = True
         if self.status:
+            self.status = error.status
             await self.end_stream(error.sse_event())
             return
         self.headers.extend((name.encode(), value.encode()) for name, value in error.headers.items())

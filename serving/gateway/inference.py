@@ -12,10 +12,11 @@ from urllib.parse import quote
 
 from starlette.types import Receive, Scope, Send
 
+from router import Task
 from serving.engine.base import EngineResponse
 from serving.errors import EngineUnavailable, ServingError
 from serving.gateway.body import ParsedBody, read_body
-from serving.gateway.exchange import CLIENT_GONE, JSON, Reply, WhileConnected, headers_of, request_id, text
+from serving.gateway.exchange import CLIENT_GONE, JSON, ClientGone, Reply, WhileConnected, headers_of, request_id, text
 from serving.gateway.rewrite import ModelRewriter, StreamRewriter, Usage, read_usage
 from serving.gateway.state import Gateway
 from serving.gateway.target import Target, hold
@@ -39,6 +40,8 @@ class Inference:
         self._gateway.metrics.in_flight.inc()
         try:
             await exchange.run(headers, receive)
+        except ClientGone:
+            exchange.gone = True
         except ServingError as error:
             await exchange.reply.fail(error)
         except Exception as error:
@@ -81,14 +84,22 @@ class _Exchange:
             agent=text(headers.get(b"x-agent")), session=text(headers.get(b"x-session-id")), owner=caller.name
         )
         self._session = task.session
-        async with WhileConnected(receive) as client, gateway.admission:
-            decision = gateway.decide(task)
-            async with hold(gateway, decision) as target:  # held until the last byte
-                self._dispatching(target)
-                request = body.for_engine(target.model, ask_usage=body.stream and not body.wants_usage and target.ours)
-                async with target.engine.open(self.path, request) as answer:
-                    await self._relay(answer, body)
-        self.gone = client.gone
+        client = WhileConnected(receive)
+        try:
+            async with client, gateway.admission:
+                await self._answer(body, task)
+        finally:
+            self.gone = client.gone
+
+    async def _answer(self, body: ParsedBody, task: Task) -> None:
+        decision = self.gateway.decide(task)
+        async with hold(self.gateway, decision) as target:  # held until the last byte
+            self._dispatching(target)
+            # The Responses API tells its usage by itself; elsewhere ours is asked for where the client's is not.
+            ask_usage = body.stream and not body.wants_usage and target.ours and self.path in _ENDS_WITH_DONE
+            request = body.for_engine(target.model, ask_usage=ask_usage)
+            async with target.engine.open(self.path, request) as answer:
+                await self._relay(answer, body, target)
 
     def _dispatching(self, target: Target) -> None:
         """Everything is known but the answer: fill in the headers and count the route."""
@@ -110,23 +121,31 @@ class _Exchange:
             target.reason, self.gateway.known_agent(decision.agent), self._overhead_s, target.waited_s
         )
 
-    async def _relay(self, answer: EngineResponse, body: ParsedBody) -> None:
+    async def _relay(self, answer: EngineResponse, body: ParsedBody, target: Target) -> None:
         content_type = answer.headers.get("content-type", "application/json")
-        if answer.status >= 400:
-            raise from_engine(answer.status, await answer.read(), self.path)
+        if answer.status >= 300:
+            raise from_engine(
+                answer.status,
+                await answer.read(),
+                self.path,
+                adapter=target.adapter is not None,
+                retry_after=answer.headers.get("retry-after"),
+            )
         if content_type.startswith("text/event-stream"):
-            await self._relay_stream(answer, body, content_type)
+            await self._relay_stream(answer, body, content_type, target.model)
             return
         data = await answer.read()
         self.usage = read_usage(data)
-        data = ModelRewriter(body.model).rewrite(data)
+        data = ModelRewriter(body.model, target.model).rewrite(data)
         self._keep(data)
         await self.reply.whole(
             answer.status, data, JSON if content_type == "application/json" else content_type.encode()
         )
 
-    async def _relay_stream(self, answer: EngineResponse, body: ParsedBody, content_type: str) -> None:
-        rewriter = StreamRewriter(body.model, drop_usage=not body.wants_usage)
+    async def _relay_stream(
+        self, answer: EngineResponse, body: ParsedBody, content_type: str, engine_model: str
+    ) -> None:
+        rewriter = StreamRewriter(body.model, engine_model, drop_usage=not body.wants_usage)
         reply = self.reply
         await reply.begin_stream(answer.status, content_type.encode())
         async for chunk in answer.chunks():
@@ -147,7 +166,8 @@ class _Exchange:
         """Count the request and hand its outcome to the recorder."""
         gateway, target, usage = self.gateway, self.target, self.usage
         seconds = time.perf_counter() - self._received
-        status = CLIENT_GONE if self.gone else self.reply.status
+        left = self.gone and not self.reply.finished
+        status = CLIENT_GONE if left or not self.reply.status else self.reply.status
         gateway.metrics.request(self.path, status, seconds)
         if target is None or self._body is None:
             return
@@ -167,7 +187,7 @@ class _Exchange:
                     difficulty=target.decision.difficulty,
                     status=status,
                     request=self._raw,
-                    response=b"".join(self._kept) if self.reply.finished and not self.gone else None,
+                    response=b"".join(self._kept) if self.reply.finished and not self.reply.failed else None,
                     streamed=self._body.stream,
                     prompt_tokens=usage.prompt_tokens if usage else None,
                     completion_tokens=usage.completion_tokens if usage else None,

@@ -41,17 +41,22 @@ _decode_usage = msgspec.json.Decoder(_AnyUsage | None).decode
 
 
 class ModelRewriter:
-    """Writes `public` wherever the engine named its model. The engine's spelling is learned from its first answer."""
+    """Writes `public` wherever the engine named its model.
 
-    __slots__ = ("_new", "_old", "_public")
+    The engine is expected to call it `engine_model`; where it does not, its spelling is learned from its first answer.
+    """
 
-    def __init__(self, public: str) -> None:
-        self._public = public
+    __slots__ = ("_expected", "_new", "_old")
+
+    def __init__(self, public: str, engine_model: str) -> None:
         self._new = b'"model":' + msgspec.json.encode(public)
+        self._expected = b'"model":' + msgspec.json.encode(engine_model)
         self._old: bytes | None = None
 
     def rewrite(self, data: bytes) -> bytes:
         """`data` with the model's name replaced. Text inside JSON strings is safe: its quotes are escaped."""
+        if self._old is None and self._expected in data:
+            self._old = self._expected
         if self._old is None:
             match = _MODEL.search(data)
             if match is None:
@@ -68,8 +73,8 @@ class StreamRewriter:
 
     __slots__ = ("_drop_usage", "_model", "_rest", "done", "usage")
 
-    def __init__(self, public_model: str, *, drop_usage: bool) -> None:
-        self._model = ModelRewriter(public_model)
+    def __init__(self, public_model: str, engine_model: str, *, drop_usage: bool) -> None:
+        self._model = ModelRewriter(public_model, engine_model)
         self._drop_usage = drop_usage
         self._rest = b""
         self.usage: Usage | None = None

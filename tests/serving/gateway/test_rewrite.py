@@ -30,7 +30,7 @@ def pieces(data: bytes, cuts: list[int]) -> list[bytes]:
 
 @given(st.lists(st.integers(min_value=0), max_size=20))
 def test_however_the_network_cuts_it_the_stream_comes_out_the_same(cuts: list[int]) -> None:
-    rewriter = StreamRewriter("support-agent", drop_usage=True)
+    rewriter = StreamRewriter("support-agent", "base", drop_usage=True)
     out = b"".join(rewriter.feed(piece) for piece in pieces(STREAM, cuts)) + rewriter.finish()
     chunks = [json.loads(line[6:]) for line in out.decode().split("\n\n") if line and "[DONE]" not in line]
     assert [chunk["model"] for chunk in chunks] == ["support-agent"] * 3
@@ -41,27 +41,27 @@ def test_however_the_network_cuts_it_the_stream_comes_out_the_same(cuts: list[in
 
 
 def test_usage_reaches_those_who_asked() -> None:
-    rewriter = StreamRewriter("support-agent", drop_usage=False)
+    rewriter = StreamRewriter("support-agent", "base", drop_usage=False)
     assert b'"total_tokens":10' in rewriter.feed(STREAM)
     assert rewriter.usage == Usage(7, 3)
 
 
 def test_usage_beside_choices_is_never_dropped() -> None:
-    rewriter = StreamRewriter("a", drop_usage=True)
+    rewriter = StreamRewriter("a", "base", drop_usage=True)
     both = b'data: {"model":"m","choices":[{"index":0}],"usage":{"prompt_tokens":1,"completion_tokens":2}}\n\n'
     assert b'"choices"' in rewriter.feed(both)
     assert rewriter.usage == Usage(1, 2)
 
 
 def test_whole_events_are_not_held_back() -> None:
-    rewriter = StreamRewriter("a", drop_usage=True)
+    rewriter = StreamRewriter("a", "base", drop_usage=True)
     assert rewriter.feed(event("now"))
     assert rewriter.feed(event("now")[:-1]) == b""
     assert rewriter.feed(b"\n")
 
 
 def test_events_of_the_responses_api_are_followed() -> None:
-    rewriter = StreamRewriter("a", drop_usage=True)
+    rewriter = StreamRewriter("a", "base", drop_usage=True)
     done = (
         b'event: response.completed\ndata: {"type":"response.completed","response":{"model":"base",'
         b'"usage":{"input_tokens":4,"output_tokens":2}}}\n\n'
@@ -72,7 +72,7 @@ def test_events_of_the_responses_api_are_followed() -> None:
 
 
 def test_a_public_name_is_escaped_as_json() -> None:
-    out = ModelRewriter('odd"name').rewrite(b'{"id":1,"model": "base","choices":[]}')
+    out = ModelRewriter('odd"name', "base").rewrite(b'{"id":1,"model": "base","choices":[]}')
     assert json.loads(out)["model"] == 'odd"name'
 
 
