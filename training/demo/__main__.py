@@ -13,7 +13,7 @@ from rich.table import Table
 from configs import embedded
 from training.demo import evaluate, report
 from training.demo.adapters import make_adapter
-from training.demo.corpus import Domain, holdout_cases, load_domain, training_cases
+from training.demo.corpus import Case, Domain, holdout_cases, load_domain, training_cases
 from training.demo.pretrain import load_base, make_base, settle
 from training.demo.reading import documents, general_set
 from training.demo.recipe import AGENTS, Recipe
@@ -109,7 +109,7 @@ def evaluate_all(out: Out = embedded.ROOT, mistakes: int = 0, agent: Agent = Non
     _evaluate_general(out, device)
 
 
-def _label_answers(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, cases: list[evaluate.Case]) -> list[str]:
+def _label_answers(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, cases: list[Case]) -> list[str]:
     return evaluate.answers(model, tokenizer, [case.text for case in cases], evaluate.LABEL_TOKENS)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from training.demo.corpus import stream
 from training.demo.reading import Document, Messages
@@ -30,9 +30,10 @@ class Encoded:
 def encode(tokenizer: PreTrainedTokenizerBase, document: Document, context: int) -> Encoded:
     """All tokens of a text or chat, each counted: how the base learns."""
     if isinstance(document, str):
-        ids = tokenizer(document)["input_ids"] + [tokenizer.pad_token_id]
+        ids = [*tokenizer.encode(document), tokenizer.pad_token_id]
     else:
-        ids = tokenizer.apply_chat_template(document, tokenize=True, return_dict=True)["input_ids"]
+        out: Any = tokenizer.apply_chat_template(document, tokenize=True, return_dict=True)
+        ids = out["input_ids"]
     return Encoded(tuple(ids[:context]), (True,) * min(len(ids), context))
 
 
@@ -41,7 +42,7 @@ def encode_answers(tokenizer: PreTrainedTokenizerBase, chat: Messages, context: 
 
     The mask comes from the template's generation block. Raises ValueError if the answer lies past `context`.
     """
-    out = tokenizer.apply_chat_template(chat, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
+    out: Any = tokenizer.apply_chat_template(chat, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
     counts = tuple(bool(flag) for flag in out["assistant_masks"][:context])
     if not any(counts):
         raise ValueError(f"no assistant token within {context} tokens")

@@ -6,7 +6,7 @@ import csv
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from training.demo.corpus import Case
 from training.demo.reading import GeneralQuestion
@@ -54,12 +54,13 @@ def answers(
     import torch
 
     model.eval()
+    device = next(model.parameters()).device
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     out = [""] * len(prompts)
     for start in range(0, len(order), BATCH):
         chosen = order[start : start + BATCH]
         chats = [[{"role": "user", "content": prompts[index]}] for index in chosen]
-        inputs = tokenizer.apply_chat_template(
+        inputs: Any = tokenizer.apply_chat_template(
             chats,
             add_generation_prompt=True,
             tokenize=True,
@@ -67,10 +68,10 @@ def answers(
             return_tensors="pt",
             padding=True,
             tokenizer_kwargs={"padding_side": "left"},
-        ).to(model.device)
+        )
         with torch.inference_mode():
             tokens = model.generate(  # type: ignore[operator]  # declared by transformers, not by Module
-                **inputs, do_sample=False, temperature=None, max_new_tokens=max_tokens
+                **inputs.to(device), do_sample=False, temperature=None, max_new_tokens=max_tokens
             )
         texts = tokenizer.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         for index, text in zip(chosen, texts, strict=True):

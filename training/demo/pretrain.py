@@ -6,7 +6,7 @@ import json
 import os
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from configs.embedded import BASE_NAME
 from training.demo.batches import batches, encode
@@ -68,7 +68,7 @@ def make_base(folder: Path, recipe: Recipe, console: Console) -> Run:
     tokenizer = train_tokenizer(islice(texts, TOKENIZER_DOCUMENTS), recipe.vocab_size, recipe.context)
     rows = [encode(tokenizer, text, recipe.context) for text in texts]
     console.print(f"{len(rows)} documents, {sum(len(row.ids) for row in rows)} tokens, {len(tokenizer)} pieces")
-    model = new_model(recipe, tokenizer).to(device)
+    model = _moved(new_model(recipe, tokenizer), device)
     run = fit(
         model,
         batches(rows, recipe.tokens_per_batch, recipe.seed),
@@ -82,6 +82,12 @@ def make_base(folder: Path, recipe: Recipe, console: Console) -> Run:
     return run
 
 
+def _moved(model: Qwen2ForCausalLM, *to: Any) -> Qwen2ForCausalLM:
+    move: Any = model.to  # transformers wraps it and loses its types
+    moved: Qwen2ForCausalLM = move(*to)
+    return moved
+
+
 def _save(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     import torch
     from transformers import GenerationConfig
@@ -93,7 +99,7 @@ def _save(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerBase, folder: P
         pad_token_id=tokenizer.pad_token_id,
     )
     folder.mkdir(parents=True, exist_ok=True)
-    model.to("cpu", torch.bfloat16).save_pretrained(folder)
+    _moved(model, "cpu", torch.bfloat16).save_pretrained(folder)
     (folder / "model.safetensors").chmod(0o644)
     tokenizer.save_pretrained(folder)
     _name_the_usual_tokenizer_class(folder / "tokenizer_config.json")
@@ -112,4 +118,4 @@ def load_base(folder: Path, device: str = "cpu") -> tuple[Qwen2ForCausalLM, PreT
     from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
 
     model = Qwen2ForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    return model.to(device), PreTrainedTokenizerFast.from_pretrained(folder)
+    return _moved(model, device), PreTrainedTokenizerFast.from_pretrained(folder)
