@@ -5,7 +5,8 @@ Lifecycle of one adapter: `absent -> staging -> staged -> loading -> ready -> dr
 the context lets the adapter be evicted again.
 """
 
-from serving.residency.residency import Hold, Patience, Residency, StillCold
+from serving.residency.hold import Hold, Patience, StillCold
+from serving.residency.residency import Residency
 from serving.residency.slots import AdapterState, Entry, SlotCache
 
 __all__ = ["AdapterState", "Entry", "Hold", "Patience", "Residency", "SlotCache", "StillCold"]
