@@ -1,0 +1,321 @@
+"""The transport against a server that is written byte by byte, so that it can misbehave in every way."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from serving.engine.http1 import MAX_HEAD_BYTES, PAUSE_ABOVE
+from serving.engine.transport import Transport
+from serving.errors import EngineTimeout, EngineUnavailable
+
+Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter, int], Awaitable[None]]
+OK = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
+CHUNKED = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+
+
+class Server:
+    """Reads requests; `answer` gets each with the number of the connection."""
+
+    def __init__(self, answer: Serve) -> None:
+        self.answer = answer
+        self.connections = 0
+        self.requests: list[bytes] = []
+        self.gone = asyncio.Event()
+        self.url = ""
+
+    async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        number = self.connections
+        try:
+            while head := await reader.readuntil(b"\r\n\r\n"):
+                length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
+                self.requests.append(head + await reader.readexactly(length))
+                await self.answer(reader, writer, number)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            self.gone.set()
+        finally:
+            writer.close()
+
+
+@asynccontextmanager
+async def serving(answer: Serve, socket: Path | None = None) -> AsyncIterator[Server]:
+    server = Server(answer)
+    if socket is None:
+        listener = await asyncio.start_server(server.handle, "127.0.0.1", 0)
+        server.url = f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
+    else:
+        listener = await asyncio.start_unix_server(server.handle, socket)
+        server.url = "http://engine"
+    async with listener:
+        yield server
+
+
+@asynccontextmanager
+async def connected(server: Server, socket: Path | None = None, **options: float | bool) -> AsyncIterator[Transport]:
+    options = {"request_timeout_s": 5.0} | options
+    transport = Transport("base", server.url, headers={"x-key": "k"}, **options)  # type: ignore[arg-type]
+    transport.socket_path = str(socket) if socket else None
+    try:
+        yield transport
+    finally:
+        await transport.close()
+        await asyncio.sleep(0.01)
+
+
+def says(*parts: bytes, pause_s: float = 0.0) -> Serve:
+    async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter, number: int) -> None:
+        for part in parts:
+            writer.write(part)
+            await writer.drain()
+            await asyncio.sleep(pause_s)
+
+    return answer
+
+
+async def post(transport: Transport, body: bytes = b"{}") -> tuple[int, bytes]:
+    async with transport.open("/v1/x", body, {"x-more": "m"}) as response:
+        return response.status, await response.read()
+
+
+async def test_a_request_is_sent_whole_and_its_answer_read_over_tcp_and_over_a_unix_socket(tmp_path: Path) -> None:
+    for socket in (None, tmp_path / "s"):
+        async with serving(says(OK), socket) as server, connected(server, socket) as transport:
+            assert await post(transport, b'{"a": "\xc3\xa9"}') == (200, b"{}")
+            head, _, body = server.requests[0].partition(b"\r\n\r\n")
+            assert head.startswith(b"POST /v1/x HTTP/1.1\r\n")
+            assert {b"x-key: k", b"x-more: m", b"content-type: application/json"} <= set(head.split(b"\r\n"))
+            assert body == b'{"a": "\xc3\xa9"}'
+
+
+async def test_connections_are_kept_and_used_again() -> None:
+    async with serving(says(OK)) as server, connected(server) as transport:
+        for _ in range(5):
+            await post(transport)
+        assert server.connections == 1
+        await asyncio.gather(*(post(transport) for _ in range(4)))
+        assert server.connections <= 4
+        assert len(server.requests) == 9
+
+
+async def test_connections_idle_for_too_long_are_not_used_again() -> None:
+    async with serving(says(OK)) as server, connected(server, keepalive_s=0.05) as transport:
+        await post(transport)
+        await asyncio.sleep(0.1)
+        await post(transport)
+        assert server.connections == 2
+
+
+async def test_header_names_are_in_lower_case_and_repeated_ones_joined() -> None:
+    head = b"HTTP/1.1 429 Slow Down\r\nRetry-After: 7\r\nX-A: 1\r\nx-a: 2\r\ncontent-length: 0\r\n\r\n"
+    async with (
+        serving(says(head)) as server,
+        connected(server) as transport,
+        transport.open("/v1/x", b"{}") as response,
+    ):
+        assert (response.status, response.headers["retry-after"], response.headers["x-a"]) == (429, "7", "1, 2")
+        assert await response.read() == b""
+
+
+async def test_chunks_come_as_they_are_sent_whatever_the_cuts() -> None:
+    stream = (
+        b"".join(b"%x\r\n%b\r\n" % (len(event), event) for event in (b"data: 1\n\n", b"data: 2\n\n")) + b"0\r\n\r\n"
+    )
+    whole = CHUNKED + stream
+    async with serving(says(*(whole[i : i + 1] for i in range(len(whole))))) as server, connected(server) as transport:
+        for _ in range(2):
+            async with transport.open("/v1/x", b"{}") as response:
+                assert b"".join([piece async for piece in response.chunks()]) == b"data: 1\n\ndata: 2\n\n"
+        assert server.connections == 1
+
+
+async def test_interim_heads_are_passed_over() -> None:
+    async with (
+        serving(says(b"HTTP/1.1 100 Continue\r\nx-no: 1\r\n\r\n" + OK)) as server,
+        connected(server) as transport,
+        transport.open("/v1/x", b"{}") as response,
+    ):
+        assert "x-no" not in response.headers
+        assert await response.read() == b"{}"
+
+
+async def test_a_body_without_a_length_ends_with_the_connection() -> None:
+    async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter, number: int) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\nsome")
+        await writer.drain()
+        writer.write(b"thing")
+        writer.close()
+
+    async with serving(answer) as server, connected(server) as transport:
+        assert await post(transport) == (200, b"something")
+
+
+async def test_leaving_early_closes_the_connection() -> None:
+    async with serving(says(CHUNKED, b"4\r\nabcd\r\n", b"", pause_s=0.05)) as server, connected(server) as transport:
+        async with transport.open("/v1/x", b"{}") as response:
+            async for _ in response.chunks():
+                break
+        async with asyncio.timeout(2):
+            await server.gone.wait()
+
+
+async def test_cancelling_before_an_answer_closes_the_connection() -> None:
+    async with serving(says(b"", pause_s=0.3)) as server, connected(server) as transport:
+        task = asyncio.create_task(post(transport))
+        await asyncio.sleep(0.05)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        async with asyncio.timeout(2):
+            await server.gone.wait()
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        (b"",),
+        (b"HTTP/1.1 200 OK\r\n",),
+        (b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nabc",),
+        (CHUNKED, b"4\r\nabcd\r\n"),
+        (b"not http at all\r\n\r\n",),
+        (b"HTTP/1.1 200 OK\r\nx: " + b"y" * (MAX_HEAD_BYTES + 1) + b"\r\n\r\n",),
+        (CHUNKED, b"zz\r\n"),
+    ],
+)
+@pytest.mark.parametrize("read", ["read", "chunks"])
+async def test_a_death_or_nonsense_in_the_middle_is_an_unavailable_engine(parts: tuple[bytes, ...], read: str) -> None:
+    async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter, number: int) -> None:
+        for part in parts:
+            writer.write(part)
+            await writer.drain()
+            await asyncio.sleep(0.02)
+        writer.close()
+
+    async with serving(answer) as server, connected(server) as transport:
+        with pytest.raises(EngineUnavailable):
+            async with transport.open("/v1/x", b"{}") as response:
+                if read == "read":
+                    await response.read()
+                else:
+                    async for _ in response.chunks():
+                        pass
+
+
+async def test_nobody_listening_is_an_unavailable_engine(tmp_path: Path) -> None:
+    for path in (None, str(tmp_path / "none")):
+        transport = Transport("base", "http://127.0.0.1:9", request_timeout_s=1)
+        transport.socket_path = path
+        with pytest.raises(EngineUnavailable, match="cannot be reached"):
+            await post(transport)
+        await transport.close()
+
+
+async def test_silence_is_a_timeout_before_the_head_and_within_the_body() -> None:
+    for parts in ((b"",), (CHUNKED, b"4\r\nabcd\r\n", b"")):
+        async with serving(says(*parts, pause_s=1.0)) as server, connected(server, request_timeout_s=0.2) as transport:
+            with pytest.raises(EngineTimeout):
+                await post(transport)
+
+
+async def test_a_slow_stream_that_never_falls_silent_does_not_time_out() -> None:
+    parts = (CHUNKED, *[b"1\r\nx\r\n"] * 8, b"0\r\n\r\n")
+    async with serving(says(*parts, pause_s=0.1)) as server, connected(server, request_timeout_s=0.4) as transport:
+        assert await post(transport) == (200, b"x" * 8)
+
+
+async def test_a_reader_slower_than_the_engine_holds_it_back_and_does_not_time_out() -> None:
+    sent = 0
+
+    async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter, number: int) -> None:
+        nonlocal sent
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % (1 << 26))
+        for _chunk in range(1 << 10):
+            writer.write(b"x" * (1 << 16))
+            await writer.drain()
+            sent += 1 << 16
+
+    async with serving(answer) as server, connected(server, request_timeout_s=0.2) as transport:
+        async with transport.open("/v1/x", b"{}") as response:
+            await asyncio.sleep(0.6)
+            assert sent < 40 * PAUSE_ABOVE
+            assert len(await response.read()) == 1 << 26
+        assert await post(transport) == (200, b"x" * (1 << 26))
+
+
+@pytest.mark.parametrize("retry", [True, False])
+async def test_a_kept_connection_that_closes_at_once_is_tried_again_where_that_is_asked_for(retry: bool) -> None:
+    async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter, number: int) -> None:
+        if number == 1 and len(server.requests) == 2:
+            writer.close()
+        else:
+            writer.write(OK)
+
+    async with serving(answer) as server, connected(server, retry_stale=retry) as transport:
+        await post(transport)
+        if retry:
+            assert await post(transport) == (200, b"{}")
+            assert len(server.requests) == 3
+        else:
+            with pytest.raises(EngineUnavailable):
+                await post(transport)
+
+
+async def test_a_new_connection_that_closes_is_never_tried_again() -> None:
+    async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter, number: int) -> None:
+        writer.close()
+
+    async with serving(answer) as server, connected(server, retry_stale=True) as transport:
+        with pytest.raises(EngineUnavailable):
+            await post(transport)
+        assert len(server.requests) == 1
+
+
+async def test_bytes_that_nobody_asked_for_end_the_connection_and_reach_no_one() -> None:
+    surplus = b"HTTP/1.1 200 OK\r\nx-no: 1\r\ncontent-length: 5\r\n\r\not"
+    async with serving(says(OK + surplus)) as server, connected(server) as transport:
+        for _ in range(3):
+            async with transport.open("/v1/x", b"{}") as response:
+                assert await response.read() == b"{}"
+                assert "x-no" not in response.headers
+        assert server.connections == 3
+
+
+@pytest.mark.parametrize(
+    ("path", "headers"),
+    [
+        ("/v1/x HTTP/1.1\r\nx: y", {}),
+        ("/v1/x y", {}),
+        ("/v1", {"a": "b\r\nc: d"}),
+        ("/v1", {"a\n": "b"}),
+        ("/v1", {"a:b": "c"}),
+    ],
+)
+async def test_nothing_breaks_out_of_its_line(path: str, headers: dict[str, str]) -> None:
+    transport = Transport("base", "http://127.0.0.1:9", request_timeout_s=1)
+    with pytest.raises(ValueError, match=r"path|header"):
+        transport.open(path, b"", headers)
+
+
+async def test_fetch_has_a_limit_of_its_own() -> None:
+    async with serving(says(b"", pause_s=1.0)) as server, connected(server) as transport:
+        with pytest.raises(EngineTimeout, match=r"0\.1 s"):
+            await transport.fetch("GET", "/health", timeout_s=0.1)
+
+
+async def test_moving_ends_what_is_in_flight(tmp_path: Path) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    async with (
+        serving(says(b"", pause_s=2), old) as before,
+        serving(says(OK), new),
+        connected(before, old) as transport,
+    ):
+        task = asyncio.create_task(post(transport))
+        await asyncio.sleep(0.05)
+        await transport.move(str(new))
+        with pytest.raises(EngineUnavailable):
+            await task
+        assert await post(transport) == (200, b"{}")
