@@ -41,8 +41,11 @@ def nan_weights(folder: Path) -> None:
 
 
 def wrong_shapes(folder: Path) -> None:
-    weights = {name: np.concatenate([weight, weight]) for name, weight in load_file(folder / WEIGHTS).items()}
-    save_file(weights, folder / WEIGHTS)
+    weights = load_file(folder / WEIGHTS)
+    wider = {
+        name: np.concatenate([weight] * 2, axis=1 if ".lora_A." in name else 0) for name, weight in weights.items()
+    }
+    save_file(wider, folder / WEIGHTS)
 
 
 def high_rank(folder: Path) -> None:
@@ -62,7 +65,7 @@ def truncated(folder: Path) -> None:
         (change_config(use_dora=True), "DoRA"),
         (high_rank, "rank"),
         (change_config(base_model_name_or_path="meta-llama/Llama-3.1-8B"), "Llama-3.1-8B"),
-        (wrong_shapes, "shape"),
+        (wrong_shapes, "maps 1536 to 512, but"),
         (nan_weights, "NaN"),
         (change_config(modules_to_save=["lm_head"]), "modules_to_save"),
         (change_config(bias="all"), "bias"),

@@ -43,7 +43,7 @@ async def test_a_thousand_requests_over_twenty_adapters_in_four_slots(server: Se
 async def test_the_engine_is_killed_under_load_and_all_comes_back(server: Server, aclient: AsyncOpenAI) -> None:
     adapters_before = server.get("/v1/adapters").json()["data"]
     streams = [asyncio.create_task(read_stream(aclient, "support-agent")) for _ in range(8)]
-    whole = [asyncio.create_task(ask(server, "legal-agent")) for _ in range(8)]
+    whole = [asyncio.create_task(ask(server, "legal-agent", tokens=1000)) for _ in range(8)]
     await asyncio.sleep(1)
     os.kill(server.engine_pid(), signal.SIGKILL)
     outcomes = await asyncio.gather(*streams, return_exceptions=True)
@@ -82,7 +82,7 @@ async def read_stream(client: AsyncOpenAI, model: str) -> int:
     return len([chunk async for chunk in stream])
 
 
-async def ask(server: Server, model: str) -> httpx.Response:
+async def ask(server: Server, model: str, tokens: int = 2) -> httpx.Response:
     async with httpx.AsyncClient(timeout=60) as http:
-        body = {"model": model, "messages": USER, "max_tokens": 1000, "ignore_eos": True}
+        body = {"model": model, "messages": USER, "max_tokens": tokens, "ignore_eos": True}
         return await http.post(f"{server.url}/v1/chat/completions", json=body)
