@@ -1,6 +1,6 @@
 """What the gateway costs, in front of an upstream that costs nothing, beside a pass-through and LiteLLM's proxy.
 
-    python -m bench.gateway [--quick] [--workers N] [--litellm-venv FOLDER] [--out bench/results/gateway.json]
+    python -m bench.gateway [--quick] [--real] [--workers N] [--litellm-venv FOLDER] [--out bench/results/gateway.json]
 
 Client, target and mock upstream each run in one process on the same machine (`--workers` for more gateways). Rounds are
 interleaved, target by target within each kind of load, and an overhead is the difference of two medians of one round.
@@ -28,11 +28,13 @@ from bench.canned import STREAM_CHUNKS
 from bench.environment import ROOT
 from bench.processes import ChildFailed
 from bench.report import Bar, publish, result
-from bench.targets import ALL, Target, find_litellm, running
+from bench.targets import ALL, REAL, Target, find_litellm, running
 
 CONCURRENCIES = (1, 16, 64)
 OPEN_RATE = 200.0
 LOAD_TIMEOUT_S = 120.0
+REAL_SECONDS = 8.0
+"""window of a closed loop on the real engine, whose answers take long on a CPU"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,25 +81,28 @@ def legs() -> tuple[Leg, ...]:
 
 
 def measure(targets: Sequence[Target], plan: Plan) -> Iterator[dict[str, Any]]:
-    """One record a round, leg and target, direct first: `load`'s report, processor time, overhead."""
+    """One record a round, leg and target, references first: `load`'s report, processor time, overhead."""
     for target in targets:  # first requests compile patterns, open connections, fill caches
         for leg in (Leg(False, 4), Leg(True, 4)):
             _load(target, leg, plan, plan.seed)
     for number in range(plan.rounds):
         for leg in legs():
-            direct = None
+            p50s: dict[str, float | None] = {}
             for target in targets:
+                if leg.rate is not None and target.reference in REAL:
+                    continue  # the real engine on a CPU is far below that rate
                 record = _load(target, leg, plan, plan.seed + 1 + number)
-                p50 = record["latency_ms"] and record["latency_ms"]["p50"]
-                direct = p50 if target.name == "direct" else direct
-                overhead = round(p50 - direct, 3) if p50 is not None and direct is not None else None
+                p50 = p50s[target.name] = record["latency_ms"] and record["latency_ms"]["p50"]
+                reference = p50s.get(target.reference)
+                overhead = round(p50 - reference, 3) if p50 is not None and reference is not None else None
                 yield {"round": number, "leg": leg.name, "target": target.name} | record | {"overhead_p50_ms": overhead}
 
 
 def _load(target: Target, leg: Leg, plan: Plan, seed: int) -> dict[str, Any]:
     """Run the load generator on `target`. Raises ChildFailed when the target died of it."""
     command = [sys.executable, "-m", "bench.load", target.url, "--model", target.model, "--seed", str(seed)]
-    command += ["--warmup", str(plan.warmup), *leg.arguments(plan.seconds, plan.open_seconds)]
+    seconds = max(plan.seconds, REAL_SECONDS) if target.reference in REAL else plan.seconds
+    command += ["--warmup", str(plan.warmup), *leg.arguments(seconds, plan.open_seconds), *target.options]
     before = target.process.cpu_seconds()
     done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=ROOT, timeout=LOAD_TIMEOUT_S)
     after = target.process.cpu_seconds()
@@ -152,13 +157,27 @@ def bars(summary: dict[str, dict[str, dict[str, Any]]]) -> list[Bar]:
     single, many, streams, steady = of(Leg(False, 1)), of(Leg(False, 16)), of(Leg(True, 16)), of(Leg(rate=OPEN_RATE))
     flawed = [by_target["loradock"] for by_target in summary.values() if "loradock" in by_target]
     lost = float(sum(leg["errors"] + leg["unfinished"] for leg in flawed)) if flawed else None
+    real = [
+        Bar(f"throughput through the gateway / engine direct, {leg.name}", ratio, 0.98, "", "at least")
+        for leg in (Leg(False, 64), Leg(True, 64))
+        if (ratio := _ratio(summary.get(leg.name, {}))) is not None
+    ]
     return [
+        *real,
         Bar("overhead p50, concurrency 1", single.get("overhead_p50_ms"), 1.0, "ms", "at most"),
         Bar("requests, concurrency 16", many.get("rate_per_s"), 1500.0, "/s", "at least"),
         Bar(f"streams of {STREAM_CHUNKS} chunks, concurrency 16", streams.get("rate_per_s"), 400.0, "/s", "at least"),
         Bar(f"p99, open loop at {OPEN_RATE:g}/s", steady.get("latency_ms", {}).get("p99"), 5.0, "ms", "at most"),
         Bar("requests failed or cut short", lost, 0.0, "", "at most"),
     ]
+
+
+def _ratio(by_target: dict[str, dict[str, Any]]) -> float | None:
+    """Requests per second through the gateway over those of the real engine by itself."""
+    if not set(REAL) <= set(by_target):
+        return None
+    alone, gateway = (by_target[name]["rate_per_s"] for name in REAL)
+    return round(gateway / alone, 3) if alone and gateway is not None else None
 
 
 def table(summary: dict[str, dict[str, dict[str, Any]]]) -> Table:
@@ -202,6 +221,7 @@ def main() -> None:
     parser.add_argument("--open-seconds", type=float, default=Plan.open_seconds, help="window of the open loop")
     parser.add_argument("--seed", type=int, default=Plan.seed)
     parser.add_argument("--workers", type=int, default=Plan.workers, help="gateway processes (LORADOCK_WORKERS)")
+    parser.add_argument("--real", action="store_true", help="also the real vLLM, by itself and behind the gateway")
     parser.add_argument("--targets", help=f"comma-separated, of {','.join(ALL)}; default: all that are installed")
     parser.add_argument("--litellm-venv", type=Path, help="virtual environment that holds LiteLLM; default: PATH")
     parser.add_argument("--out", type=Path, help="also write the JSON here")
@@ -214,6 +234,8 @@ def main() -> None:
     if "litellm" in names and litellm is None:
         parser.error("LiteLLM's command was not found; say where with --litellm-venv")
     ordered = tuple(name for name in ALL if name in names or name == "direct")
+    if arguments.real:
+        ordered += REAL
     plan = QUICK if arguments.quick else Plan(arguments.rounds, arguments.seconds, arguments.open_seconds)
     plan = Plan(**asdict(plan) | {"seed": arguments.seed, "workers": arguments.workers})
     try:

@@ -74,6 +74,11 @@ class Child:
         """Whether it has not ended."""
         return self._process.poll() is None
 
+    @property
+    def exit_code(self) -> int | None:
+        """How it ended, as `subprocess` tells it; None while it runs."""
+        return self._process.poll()
+
     def failed(self, what: str) -> ChildFailed:
         """An error that shows the end of the log."""
         lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()

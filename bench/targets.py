@@ -23,9 +23,15 @@ from bench.environment import ROOT
 from bench.mock_upstream import BASE
 from bench.processes import Child, free_port
 from bench.tasks import AGENTS
+from configs import embedded
 
 READY_TIMEOUT_S = 120.0
 ALL = ("direct", "passthrough", "loradock", "litellm")
+REAL = ("engine", "loradock+engine")
+"""the real vLLM by itself, and the gateway in front of it"""
+REAL_AGENT = "support-agent"
+REAL_OPTIONS = ("--any-tokens", "--max-tokens", "16")
+ENGINE_TIMEOUT_S = 240.0
 LITELLM_ENVIRONMENT = {
     "LITELLM_LOG": "ERROR",
     "LITELLM_MODE": "PRODUCTION",
@@ -43,6 +49,10 @@ class Target:
     model: str
     process: Child
     version: str | None = None
+    reference: str = "direct"
+    """the target that its overhead is measured against"""
+    options: tuple[str, ...] = ()
+    """further options of `bench.load`"""
 
 
 @contextmanager
@@ -57,7 +67,10 @@ def running(names: tuple[str, ...], folder: Path, workers: int, litellm: Path | 
             "loradock": lambda: _loradock(stack, folder, upstream, workers),
             "litellm": lambda: _litellm(stack, folder, upstream, litellm),
         }
-        yield [start[name]() for name in names]
+        targets = [start[name]() for name in names if name in start]
+        if set(names) & set(REAL):
+            targets += _real(stack, folder)
+        yield targets
 
 
 def find_litellm(venv: Path | None) -> Path | None:
@@ -110,6 +123,36 @@ def _litellm(stack: ExitStack, folder: Path, upstream: str, command: Path | None
     url = f"http://127.0.0.1:{port}"
     _await(child, f"{url}/health/liveliness")
     return Target("litellm", url, "auto", child, _litellm_version(command))
+
+
+def _real(stack: ExitStack, folder: Path) -> list[Target]:
+    """A stock vLLM server on the embedded base, and the gateway in front of it; both answer with the same adapter."""
+    port = free_port()
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--model", str(embedded.BASE), "--served-model-name", embedded.BASE_NAME, "--dtype", "float32"]
+    command += ["--enforce-eager", "--kv-cache-memory-bytes", str(1 << 28), "--max-model-len", "2048"]
+    command += ["--enable-lora", "--max-loras", "4", "--max-cpu-loras", "4", "--max-lora-rank", "32"]
+    command += ["--lora-modules", f"{REAL_AGENT}={embedded.ADAPTERS / REAL_AGENT}", "--disable-uvicorn-access-log"]
+    env = _environment() | {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    engine = stack.enter_context(Child(command, folder / "engine.log", env, cwd=folder))
+    upstream = f"http://127.0.0.1:{port}"
+    _await(engine, f"{upstream}/health", ENGINE_TIMEOUT_S)
+
+    port = free_port()
+    own = {"HOME": folder / "home-engine", "PORT": port, "LOG_LEVEL": "warning"}
+    tier = {"name": "real", "kind": "vllm-remote", "model": embedded.BASE_NAME, "url": upstream, "slots": 2}
+    own["ENGINES"] = json.dumps([tier])
+    gateway_env = _environment() | {f"LORADOCK_{key}": str(value) for key, value in own.items()}
+    command = [sys.executable, "-m", "serving.cli", "serve"]
+    child = stack.enter_context(Child(command, folder / "loradock-engine.log", gateway_env, cwd=folder))
+    url = f"http://127.0.0.1:{port}"
+    _await(child, f"{url}/ready")
+    post(child, f"{url}/v1/adapters", {"name": REAL_AGENT, "source": str(embedded.ADAPTERS / REAL_AGENT)})
+    post(child, f"{url}/v1/adapters/{REAL_AGENT}/load", {})
+    return [
+        Target("engine", upstream, REAL_AGENT, engine, reference="engine", options=REAL_OPTIONS),
+        Target("loradock+engine", url, REAL_AGENT, child, reference="engine", options=REAL_OPTIONS),
+    ]
 
 
 def _litellm_version(command: Path) -> str | None:
@@ -168,9 +211,9 @@ def post(child: Child, url: str, body: Mapping[str, Any]) -> tuple[Mapping[str, 
         raise child.failed(f"answered {error.code} to {url}: {error.read().decode()}") from None
 
 
-def _await(child: Child, url: str) -> None:
+def _await(child: Child, url: str, timeout_s: float = READY_TIMEOUT_S) -> None:
     """Return once `url` answers 200. Raises ChildFailed if the process ends or stays silent."""
-    deadline = time.monotonic() + READY_TIMEOUT_S
+    deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         if not child.running():
             raise child.failed("ended while starting")
