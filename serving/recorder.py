@@ -97,6 +97,9 @@ class Recorder:
                 batch.append(self._queue.get_nowait())
             try:
                 await asyncio.to_thread(sink.write, batch)
+            except asyncio.CancelledError:  # the thread may yet finish it, too late for anyone to know
+                self._on_drop(len(batch))
+                raise
             except OSError as error:
                 log.warning("%d outcomes could not be written: %s", len(batch), error)
                 self._on_drop(len(batch))

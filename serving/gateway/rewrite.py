@@ -50,19 +50,20 @@ class ModelRewriter:
 
     def __init__(self, public: str, engine_model: str) -> None:
         self._new = b'"model":' + msgspec.json.encode(public)
-        self._expected = b'"model":' + msgspec.json.encode(engine_model)
+        self._expected = msgspec.json.encode(engine_model)[1:-1]
         self._old: bytes | None = None
 
     def rewrite(self, data: bytes) -> bytes:
         """`data` with the model's name replaced. Text inside JSON strings is safe: its quotes are escaped."""
-        if self._old is None and self._expected in data:
-            self._old = self._expected
         if self._old is None:
-            match = _MODEL.search(data)
-            if match is None:
-                return data
-            self._old = match.group(0)
-        return data.replace(self._old, self._new)
+            self._old = self._find(data)
+        return data if self._old is None else data.replace(self._old, self._new)
+
+    def _find(self, data: bytes) -> bytes | None:
+        # An answer may echo other fields called `model`, as a request's metadata, before its own.
+        found = list(_MODEL.finditer(data))
+        match = next((match for match in found if match[1] == self._expected), found[0] if found else None)
+        return match[0] if match else None
 
 
 class StreamRewriter:

@@ -67,7 +67,7 @@ def test_names_are_checked(path: Path, name: str, reason: str) -> None:
 def test_a_malformed_file_is_an_error_and_not_an_open_door(path: Path) -> None:
     path.parent.mkdir()
     path.write_text('[[keys]]\nname = "x"\nsha256 = "short"\n')
-    with pytest.raises(SettingsError, match="api_keys.toml"):
+    with pytest.raises(SettingsError, match=r"api_keys\.toml"):
         KeyRing(path)
 
 

@@ -200,11 +200,10 @@ async def test_death_in_the_middle_of_a_load_only_delays_it(make_adapter: Make) 
 
 async def test_prefetch_fills_free_slots_and_evicts_nobody(make_adapter: Make) -> None:
     engine, adapters = SlotEngine(slots=2), [make_adapter(number) for number in range(5)]
-    async with running(engine) as residency:
-        async with using(residency, adapters[4]):
-            residency.prefetch(adapters[:4])
-            await asyncio.sleep(0.1)
-            assert engine.loaded == {adapters[4].engine_name, adapters[0].engine_name}
+    async with running(engine) as residency, using(residency, adapters[4]):
+        residency.prefetch(adapters[:4])
+        await asyncio.sleep(0.1)
+        assert engine.loaded == {adapters[4].engine_name, adapters[0].engine_name}
 
 
 async def test_what_the_registry_no_longer_serves_drains(make_adapter: Make) -> None:
@@ -236,13 +235,12 @@ async def test_an_unloaded_adapter_that_is_asked_for_again_comes_back(make_adapt
 
 async def test_stopping_ends_every_wait(make_adapter: Make) -> None:
     engine, busy, cold = SlotEngine(slots=1), make_adapter(1), make_adapter(2)
-    async with running(engine) as residency:
-        async with using(residency, busy):
-            waiting = asyncio.create_task(residency.hold(cold, WAIT).__aenter__())
-            await asyncio.sleep(0.02)
-            await residency.stop()
-            with pytest.raises(Exception, match="shutting down"):
-                await waiting
+    async with running(engine) as residency, using(residency, busy):
+        waiting = asyncio.create_task(residency.hold(cold, WAIT).__aenter__())
+        await asyncio.sleep(0.02)
+        await residency.stop()
+        with pytest.raises(Exception, match="shutting down"):
+            await waiting
 
 
 @pytest.mark.parametrize("seed", range(5))
