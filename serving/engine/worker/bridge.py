@@ -34,6 +34,8 @@ LOCATIONS: Mapping[str, tuple[str, ...]] = {
 }
 """where each name lives, newest version first"""
 
+MAX_WHITE_SPACE = 2
+"""characters in a row between two tokens of a tool call's arguments"""
 START_METHOD = "VLLM_WORKER_MULTIPROC_METHOD"
 
 
@@ -77,6 +79,20 @@ def configure(args: argparse.Namespace) -> Any:
     find("validate_parsed_serve_args")(args)
     engine_args = find("AsyncEngineArgs").from_cli_args(args)
     return engine_args.create_engine_config(usage_context=find("UsageContext").OPENAI_API_SERVER)
+
+
+def bound_white_space(config: Any) -> None:
+    """Apply `disable_any_whitespace` to tool calls too, whose grammar vLLM builds without looking at it.
+
+    Without a bound, a small model may emit white space between two tokens of its arguments for ever.
+    """
+    if not config.structured_outputs_config.disable_any_whitespace:
+        return
+    schema_format = getattr(importlib.import_module("xgrammar.structural_tag"), "JSONSchemaFormat", None)
+    field = getattr(schema_format, "model_fields", {}).get("max_whitespace_cnt")
+    if schema_format is not None and field is not None:
+        field.default = MAX_WHITE_SPACE
+        schema_format.model_rebuild(force=True)
 
 
 @asynccontextmanager

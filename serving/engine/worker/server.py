@@ -43,6 +43,7 @@ def serve(arguments: list[str], *, fork_server: bool) -> int:
         protocol.tell(protocol.PHASE + protocol.CONFIGURING)
         args = bridge.parse([*arguments, "--middleware", f"{DieWithEngine.__module__}.{DieWithEngine.__name__}"])
         config = bridge.configure(args)
+        bridge.bound_white_space(config)
     except (bridge.UnknownVllm, ImportError, OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
         return refuse(error)
     import uvloop
