@@ -1,23 +1,29 @@
 """API keys: kept as SHA-256 hashes in a TOML file, checked on every route but `/health`.
 
 A key is 256 random bits, so one unsalted hash is enough: there is no dictionary to try. The file is read again when it
-changes, so that a key can be added or revoked without a restart.
+changes, so that a key can be added or revoked without a restart. Where keys were needed once they stay needed until a
+restart: a file that goes away, as while an editor or a volume replaces it, must not open every route.
 """
 
 from __future__ import annotations
 
 import hashlib
+import ipaddress
+import logging
 import os
 import secrets
 import time
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from configs.settings import NAME_PATTERN, Settings, SettingsError
 from serving.errors import Forbidden, Unauthorized
+
+log = logging.getLogger(__name__)
 
 KEY_PREFIX = "ld-"
 RELOAD_S = 1.0
@@ -49,10 +55,14 @@ LOCAL = Caller("local", admin=True)
 
 
 class KeyRing:
-    """The configured keys. Raises SettingsError when the file is malformed; a missing file means no keys."""
+    """The configured keys; none where the file is missing. With `required`, no keys means that nobody may enter.
 
-    def __init__(self, path: Path) -> None:
+    Raises SettingsError when the file is malformed. What cannot be read later is logged, and the former keys stay.
+    """
+
+    def __init__(self, path: Path, *, required: bool = False) -> None:
         self._path = path
+        self._required = required
         self._stamp: tuple[int, int] | None = None
         self._checked = 0.0
         self._callers: dict[str, Caller] = {}
@@ -68,7 +78,7 @@ class KeyRing:
     def identify(self, authorization: str | None) -> Caller:
         """The caller behind an `Authorization` header. Raises Unauthorized."""
         self._reload_if_changed()
-        if not self._callers:
+        if not self._required:
             return LOCAL
         scheme, _, token = (authorization or "").partition(" ")
         if scheme.lower() != "bearer" or not token:
@@ -80,20 +90,34 @@ class KeyRing:
 
     def _reload_if_changed(self) -> None:
         now = time.monotonic()
-        if now - self._checked >= RELOAD_S:
-            self._checked = now
+        if now - self._checked < RELOAD_S:
+            return
+        self._checked = now
+        try:
             if _stamp(self._path) != self._stamp:
                 self._load()
+        except (SettingsError, OSError) as error:
+            log.warning("the API keys stay as they were: %s", error)
 
     def _load(self) -> None:
         self._stamp = _stamp(self._path)
         self._callers = {key.sha256: Caller(key.name, key.admin) for key in _read(self._path).keys}
+        self._required = self._required or bool(self._callers)
 
 
 def require_admin(caller: Caller) -> None:
     """Raises Forbidden unless `caller` may change adapters."""
     if not caller.admin:
         raise Forbidden("this route needs an admin key")
+
+
+def refuse_foreign_page(caller: Caller, origin: str | None) -> None:
+    """Raises Forbidden where a web page of elsewhere has a browser on this machine send what needs no key.
+
+    `origin` is the header that browsers add, and other clients do not.
+    """
+    if caller is LOCAL and origin is not None and not _is_of_this_machine(origin):
+        raise Forbidden(f"pages of {origin} may not change adapters without an API key")
 
 
 def check_binding(settings: Settings, keys: KeyRing) -> None:
@@ -123,8 +147,16 @@ def remove_key(path: Path, name: str) -> None:
         raise SettingsError(f"no key is named '{name}'")
     if not kept:
         # An empty file would open every route again to whoever reaches the port.
-        raise SettingsError(f"'{name}' is the last key; add another first, or delete {path} to need none")
+        raise SettingsError(f"'{name}' is the last key; add another first, or delete {path} and restart to need none")
     _write(path, kept)
+
+
+def _is_of_this_machine(origin: str) -> bool:
+    try:
+        host = urlsplit(origin).hostname or ""
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _validated(name: str, token: str, admin: bool) -> _StoredKey:
@@ -151,7 +183,7 @@ def _read(path: Path) -> _KeysFile:
         return _KeysFile.model_validate(tomllib.loads(path.read_text()))
     except FileNotFoundError:
         return _KeysFile()
-    except (tomllib.TOMLDecodeError, ValidationError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, ValidationError) as error:
         raise SettingsError(f"{path}: {str(error).splitlines()[0]}") from None
 
 

@@ -11,6 +11,7 @@ import signal
 import socket
 import tempfile
 import time
+from collections.abc import Iterator
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -24,7 +25,7 @@ RESPAWN_S = 1.0
 
 
 @contextlib.contextmanager
-def shared_metrics(settings: Settings):  # type: ignore[no-untyped-def]
+def shared_metrics(settings: Settings) -> Iterator[None]:
     """A folder in which all processes count together. Enter before anything imports prometheus_client."""
     if settings.workers == 1:
         yield
@@ -110,6 +111,8 @@ async def _serve_worker(settings: Settings, listener: socket.socket, control_pat
     def parent_lost() -> None:
         server.should_exit = True
 
-    gateway = compose_worker(settings, KeyRing(settings.keys_file), control_path, parent_lost)
+    # The parent has checked the binding; a key file that has gone since must not open the worker that replaces another.
+    keys = KeyRing(settings.keys_file, required=not settings.is_loopback)
+    gateway = compose_worker(settings, keys, control_path, parent_lost)
     server = uvicorn.Server(uvicorn_config(create_app(gateway), settings))
     await server.serve(sockets=[listener])

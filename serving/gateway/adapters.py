@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from adapters_registry.model import AdapterVersion
-from serving.auth import Caller, require_admin
+from serving.auth import Caller, refuse_foreign_page, require_admin
 from serving.errors import Conflict
 from serving.gateway.state import Gateway
 from serving.residency import AdapterState, Patience
@@ -42,6 +42,7 @@ class VersionChoice(BaseModel):
 def _admin(request: Request) -> Caller:
     caller: Caller = request.state.caller
     require_admin(caller)
+    refuse_foreign_page(caller, request.headers.get("origin"))
     return caller
 
 

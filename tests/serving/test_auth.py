@@ -1,3 +1,4 @@
+import contextlib
 import os
 import stat
 from pathlib import Path
@@ -6,7 +7,7 @@ import pytest
 
 from configs.settings import Settings, SettingsError
 from serving import auth
-from serving.auth import LOCAL, KeyRing, add_key, check_binding, remove_key, require_admin
+from serving.auth import LOCAL, Caller, KeyRing, add_key, check_binding, refuse_foreign_page, remove_key, require_admin
 from serving.errors import Forbidden, Unauthorized
 
 
@@ -83,3 +84,55 @@ def test_listening_for_others_needs_keys(path: Path, host: str) -> None:
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
 def test_loopback_needs_none(path: Path, host: str) -> None:
     check_binding(Settings(host=host), KeyRing(path))
+
+
+def test_a_file_that_goes_away_opens_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(auth, "RELOAD_S", 0)
+    token = add_key(path, "ci", admin=True)
+    ring, kept = KeyRing(path), path.read_text()
+    path.unlink()
+    for header in (None, f"Bearer {token}"):
+        with pytest.raises(Unauthorized):
+            ring.identify(header)
+    path.write_text(kept)
+    assert ring.identify(f"Bearer {token}").name == "ci"
+
+
+def test_where_keys_are_required_none_is_no_open_door(path: Path) -> None:
+    with pytest.raises(Unauthorized):
+        KeyRing(path, required=True).identify(None)
+
+
+@pytest.mark.parametrize("content", [b"keys = 3", b"[[keys]", b"\xff\xfe"])
+def test_a_file_spoilt_while_running_leaves_the_keys_as_they_were(
+    path: Path, content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(auth, "RELOAD_S", 0)
+    token = add_key(path, "ci", admin=True)
+    ring = KeyRing(path)
+    path.write_bytes(content)
+    for _ in range(2):
+        assert ring.identify(f"Bearer {token}").name == "ci"
+        with pytest.raises(Unauthorized):
+            ring.identify(None)
+
+
+@pytest.mark.parametrize(
+    ("origin", "allowed"),
+    [
+        (None, True),
+        ("http://localhost:3000", True),
+        ("http://[::1]:8000", True),
+        ("https://evil.example", False),
+        ("http://127.0.0.1.evil.example", False),
+        ("null", False),
+        ("http://[::1", False),
+    ],
+)
+def test_without_keys_only_pages_of_this_machine_may_change_adapters(origin: str | None, allowed: bool) -> None:
+    with contextlib.nullcontext() if allowed else pytest.raises(Forbidden, match="without an API key"):
+        refuse_foreign_page(LOCAL, origin)
+
+
+def test_with_a_key_the_page_does_not_matter() -> None:
+    refuse_foreign_page(Caller("web", admin=True), "https://app.example")

@@ -115,3 +115,10 @@ async def test_sessions_of_two_keys_never_meet(keyed: tuple[Endpoint, str, str])
     other = await endpoint.ask("auto", headers={**bearer(plain), "x-session-id": "s"})
     assert own.headers["x-loradock-agent"] == "legal"
     assert other.headers["x-loradock-agent"] != "legal"
+
+
+async def test_a_page_of_elsewhere_cannot_use_the_open_admin_routes_of_this_machine(endpoint: Endpoint) -> None:
+    refused = await endpoint.http.post("/v1/adapters/extra/promote", headers={"origin": "https://evil.example"})
+    check(refused, 403, type="permission_error", code="insufficient_permissions")
+    own = await endpoint.http.post("/v1/adapters/extra/promote", headers={"origin": "http://localhost:3000"})
+    assert own.status_code == 200
