@@ -31,7 +31,7 @@ _WRITES = "loradock_writes"
 
 
 class DatabaseError(RegistryError):
-    """The database cannot be opened or brought up to date."""
+    """The database cannot be opened, brought up to date, or reached."""
 
     code = "database_unavailable"
 
@@ -70,7 +70,10 @@ class UtcDateTime(sa.TypeDecorator[datetime]):
 
 
 class Database:
-    """Sessions over one engine. Thread-safe; every session belongs to one thread."""
+    """Sessions over one engine. Thread-safe; every session belongs to one thread.
+
+    All methods raise DatabaseError when the database cannot be reached, is locked for too long or out of room.
+    """
 
     def __init__(self, engine: sa.Engine) -> None:
         self.engine = engine
@@ -86,23 +89,32 @@ class Database:
     @contextmanager
     def read(self) -> Iterator[Session]:
         """A session that sees one consistent state throughout."""
-        with Session(self._reader) as session:
+        with self._reached(), Session(self._reader) as session:
             yield session
 
     @contextmanager
     def write(self) -> Iterator[Session]:
         """A session whose changes commit when the block ends, or not at all."""
-        with Session(self._writer) as session, session.begin():
+        with self._reached(), Session(self._writer) as session, session.begin():
             yield session
 
     def scalar(self, statement: sa.Select[tuple[Any]]) -> Any:
         """The one value of a single statement, with as few round trips as the database allows."""
-        with self._single.connect() as connection:
+        with self._reached(), self._single.connect() as connection:
             return connection.scalar(statement)
 
     def close(self) -> None:
         """Close pooled connections."""
         self.engine.dispose()
+
+    @contextmanager
+    def _reached(self) -> Iterator[None]:
+        """Tell faults of the database as such; those of a statement are mistakes of ours and stay what they are."""
+        try:
+            yield
+        except (sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.TimeoutError) as error:
+            shown = self.engine.url.render_as_string(hide_password=True)
+            raise DatabaseError(f"cannot use database {shown}: {_reason(error)}") from error
 
 
 def open_database(url: str) -> Database:
@@ -196,5 +208,9 @@ def _upgrade(engine: sa.Engine, revision: str) -> None:
     except CommandError as error:
         raise DatabaseError(f"{shown} was written by another version of loradock: {error}") from error
     except sa.exc.DBAPIError as error:
-        reason = " ".join(str(error.orig).split())
-        raise DatabaseError(f"cannot open database {shown}: {reason}") from error
+        raise DatabaseError(f"cannot open database {shown}: {_reason(error)}") from error
+
+
+def _reason(error: sa.exc.SQLAlchemyError) -> str:
+    """What the driver says, on one line, without the statement."""
+    return " ".join(str(getattr(error, "orig", None) or error).split())

@@ -15,7 +15,7 @@ from typing import Literal
 import sqlalchemy as sa
 
 from adapters_registry.base import BaseModelSpec
-from adapters_registry.database import Database
+from adapters_registry.database import Database, DatabaseError
 from adapters_registry.digest import write_canonical
 from adapters_registry.errors import AdapterInvalid, LifecycleError
 from adapters_registry.lifecycle import NewVersion, changing, check_binding
@@ -140,7 +140,7 @@ class Intake:
                 return to_version(row, self._store.adapters)
         except BaseException:
             # if the database cannot say whether the commit arrived, the files stay, and `sweep` decides later
-            with suppress(sa.exc.SQLAlchemyError):
+            with suppress(DatabaseError):
                 if not self.has_row(new.name, new.digest):
                     self._store.remove(new.name, new.digest)
             raise

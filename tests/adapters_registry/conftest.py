@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import threading
 import uuid
 from collections.abc import Iterator
@@ -66,6 +67,14 @@ def served(tmp_path: Path) -> Iterator[str]:
         yield url
 
 
+@pytest.fixture(scope="session")
+def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database that is up to date, to start from: copying it takes a tenth of the time that migrating does."""
+    file = tmp_path_factory.mktemp("migrated") / "registry.db"
+    open_database(f"sqlite:///{file}").close()
+    return file
+
+
 @pytest.fixture
 def sqlite_url(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path / 'registry.db'}"
@@ -77,14 +86,17 @@ def base(tmp_path: Path) -> BaseModelSpec:
 
 
 @pytest.fixture
-def any_database(database_url: str) -> Iterator[Database]:
+def any_database(database_url: str, migrated: Path, tmp_path: Path) -> Iterator[Database]:
+    if database_url.startswith("sqlite"):
+        shutil.copyfile(migrated, tmp_path / "registry.db")
     database = open_database(database_url)
     yield database
     database.close()
 
 
 @pytest.fixture
-def database(sqlite_url: str) -> Iterator[Database]:
+def database(sqlite_url: str, migrated: Path, tmp_path: Path) -> Iterator[Database]:
+    shutil.copyfile(migrated, tmp_path / "registry.db")
     database = open_database(sqlite_url)
     yield database
     database.close()

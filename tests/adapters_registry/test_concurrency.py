@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -9,8 +7,8 @@ from pathlib import Path
 
 from adapters_registry import AdapterRegistry, AdapterVersion, LifecycleError, State
 from tests.adapters_registry.build import write_adapter
-
-REPOSITORY = Path(__file__).parents[2]
+from tests.adapters_registry.processes import finish, start
+from tests.adapters_registry.victim import register
 
 
 def at_once(count: int, work: Callable[[int], object]) -> list[object]:
@@ -104,19 +102,7 @@ def test_sweeping_beside_registrations_takes_nothing_live(any_registry: AdapterR
 
 def test_processes_share_one_registry(any_registry: AdapterRegistry, database_url: str, tmp_path: Path) -> None:
     sources = [write_adapter(tmp_path / f"adapter-{seed}", seed) for seed in (0, 0, 1, 2)]
-    shared = [database_url, tmp_path / "home", tmp_path / "base"]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.adapters_registry.victim", *map(str, [*shared, source, "legal", "run"])],
-            cwd=REPOSITORY,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for source in sources
-    ]
-    for process in processes:
-        _, errors = process.communicate(timeout=60)
-        assert process.returncode == 0, errors
+    started = [start(register, database_url, tmp_path, str(source)) for source in sources]
+    assert [finish(*each) for each in started] == [0, 0, 0, 0]
     assert len(any_registry.list_versions("legal")) == 3
     check_consistent(any_registry)

@@ -2,33 +2,23 @@ from __future__ import annotations
 
 import random
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from adapters_registry import AdapterRegistry, AdapterVersion
 from tests.adapters_registry.build import write_adapter
-
-REPOSITORY = Path(__file__).parents[2]
-Spawn = Callable[[str, str], subprocess.Popen[str]]
+from tests.adapters_registry.processes import finish, start
+from tests.adapters_registry.victim import register
 
 
 @pytest.fixture
-def spawn(database_url: str, any_registry: AdapterRegistry, tmp_path: Path) -> Spawn:
-    def start(source: str, step: str) -> subprocess.Popen[str]:
-        arguments = [database_url, tmp_path / "home", tmp_path / "base", source, "legal", step]
-        return subprocess.Popen(
-            [sys.executable, "-m", "tests.adapters_registry.victim", *map(str, arguments)],
-            cwd=REPOSITORY,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-
-    return start
+def spawn(database_url: str, any_registry: AdapterRegistry, tmp_path: Path) -> Any:
+    """`spawn(source, deadly_step)`: a process that registers."""
+    return partial(start, register, database_url, tmp_path)
 
 
 def stored(home: Path) -> set[str]:
@@ -48,27 +38,24 @@ def check_whole(registry: AdapterRegistry, home: Path, before: AdapterVersion) -
 
 
 @pytest.mark.parametrize("step", ["fetching", "checking", "staged", "published", "recorded", "committed"])
-def test_killed_at_a_step(step: str, spawn: Spawn, any_registry: AdapterRegistry, served: str, tmp_path: Path) -> None:
+def test_killed_at_a_step(step: str, spawn: Any, any_registry: AdapterRegistry, served: str, tmp_path: Path) -> None:
     before = any_registry.register("legal", write_adapter(tmp_path / "old"))
     write_adapter(tmp_path / "new", 1)
-    process = spawn(f"{served}/new", step)
-    process.communicate(timeout=60)
-    assert process.returncode == -signal.SIGKILL
+    assert finish(*spawn(f"{served}/new", step)) == -signal.SIGKILL
     assert check_whole(any_registry, tmp_path / "home", before) == (2 if step == "committed" else 1)
     again = any_registry.register("legal", tmp_path / "new")
     assert any_registry.verify(again)
     assert len(any_registry.list_versions()) == 2
 
 
-def test_killed_at_any_time(spawn: Spawn, any_registry: AdapterRegistry, tmp_path: Path) -> None:
+def test_killed_at_any_time(spawn: Any, any_registry: AdapterRegistry, tmp_path: Path) -> None:
     before = any_registry.register("legal", write_adapter(tmp_path / "old"))
     dice = random.Random(7)
     for round_number in range(6):
         source = write_adapter(tmp_path / f"new-{round_number}", round_number + 1)
-        process = spawn(str(source), "run")
-        assert process.stdout is not None
-        process.stdout.readline()
+        process, pipe = spawn(str(source))
+        pipe.recv()
         time.sleep(dice.uniform(0.0, 0.12))
         process.kill()
-        process.communicate(timeout=60)
+        finish(process, pipe)
         assert check_whole(any_registry, tmp_path / "home", before) <= round_number + 2

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import subprocess
-import sys
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
@@ -14,6 +12,8 @@ from alembic.script import ScriptDirectory
 from adapters_registry import DatabaseError, migrate, open_database
 from adapters_registry.database import MIGRATIONS, Base, create_engine
 from adapters_registry.tables import AuditRow, RevisionRow
+from tests.adapters_registry import victim
+from tests.adapters_registry.processes import finish, start
 
 SCRIPTS = ScriptDirectory(str(MIGRATIONS))
 FIRST = SCRIPTS.get_base()
@@ -59,14 +59,10 @@ def test_opening_again_changes_nothing(database_url: str) -> None:
 
 
 def test_processes_that_start_at_once_migrate_once(database_url: str) -> None:
-    program = f"from adapters_registry import open_database; open_database({database_url!r}).close()"
-    started = [
-        subprocess.Popen([sys.executable, "-W", "error", "-c", program], stderr=subprocess.PIPE, text=True)
-        for _ in range(4)
-    ]
-    for process in started:
-        _, errors = process.communicate(timeout=60)
-        assert process.returncode == 0, errors
+    started = [start(victim.migrate, database_url) for _ in range(4)]
+    for _, pipe in started:
+        pipe.send("now")
+    assert [finish(*each) for each in started] == [0, 0, 0, 0]
 
 
 def test_sqlite_is_set_up_for_many(sqlite_url: str) -> None:
@@ -102,6 +98,46 @@ def test_a_reader_sees_one_state(database_url: str) -> None:
             other.execute(sa.update(RevisionRow).values(revision=1))
         assert session.scalar(sa.select(RevisionRow.revision)) == 0
     assert database.scalar(sa.select(RevisionRow.revision)) == 1
+    database.close()
+
+
+def test_a_database_that_is_gone_is_told_in_one_line(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    database = open_database(database_url)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise database.engine.dialect.loaded_dbapi.OperationalError("no route\nto host")  # type: ignore[attr-defined]
+
+    database.close()
+    monkeypatch.setattr(database.engine.dialect, "connect", refuse)
+    one = sa.select(RevisionRow.revision)
+    with pytest.raises(DatabaseError, match="no route to host"):
+        database.scalar(one)
+    for session_of in (database.read, database.write):
+        with pytest.raises(DatabaseError, match="no route to host"), session_of() as session:
+            session.scalar(one)
+    database.close()
+
+
+def test_a_writer_that_waits_in_vain(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("adapters_registry.database.BUSY_TIMEOUT_S", 0.05)
+    database = open_database(sqlite_url)
+
+    def wait_for_oneself() -> None:
+        with database.write() as holder, database.write() as waiting:
+            for session in (holder, waiting):
+                session.execute(sa.update(RevisionRow).values(revision=1))
+
+    with pytest.raises(DatabaseError, match="locked"):
+        wait_for_oneself()
+    with database.write() as session:
+        session.execute(sa.update(RevisionRow).values(revision=1))
+    database.close()
+
+
+def test_a_mistake_of_ours_is_no_fault_of_the_database(database_url: str) -> None:
+    database = open_database(database_url)
+    with pytest.raises(sa.exc.IntegrityError), database.write() as session:
+        session.add(RevisionRow(id=1, revision=0))
     database.close()
 
 

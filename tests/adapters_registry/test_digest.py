@@ -48,7 +48,7 @@ COSMETIC = {
 }
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     order=st.randoms(use_true_random=False),
     cosmetic=st.sets(st.sampled_from(sorted(COSMETIC))),

@@ -1,30 +1,31 @@
-"""A process that registers an adapter and is killed, or races: `victim.py URL ROOT BASE SOURCE NAME STEP`.
-
-STEP is a step of `register` at which it kills itself, or `run` to finish.
-"""
+"""What runs in processes that register an adapter and are killed, or race."""
 
 from __future__ import annotations
 
 import os
 import signal
-import sys
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 from adapters_registry import AdapterRegistry, BaseModelSpec, open_database
 
 
-def main() -> None:
-    url, root, base_folder, source, name, deadly = sys.argv[1:]
-    base = BaseModelSpec.from_folder(Path(base_folder), "tiny-base", ["acme/Tiny-Base"], max_lora_rank=1 << 16)
-    registry = AdapterRegistry(open_database(url), Path(root), bases={base.name: base})
+def register(pipe: Connection, url: str, folder: Path, source: str, deadly: str = "") -> None:
+    """Register `source` as `legal` in `folder`, saying so just before; at the step `deadly`, kill the process."""
+    base = BaseModelSpec.from_folder(folder / "base", "tiny-base", ["acme/Tiny-Base"], max_lora_rank=1 << 16)
+    database = open_database(url)
+    registry = AdapterRegistry(database, folder / "home", bases={base.name: base})
 
     def progress(step: str, _done: int, _total: int | None) -> None:
         if step == deadly:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    print("ready", flush=True)  # noqa: T201 - the parent waits for it
-    registry.register(name, source, progress=progress)
+    pipe.send("ready")
+    registry.register("legal", source, progress=progress)
+    database.close()
 
 
-if __name__ == "__main__":
-    main()
+def migrate(pipe: Connection, url: str) -> None:
+    """Open the database as soon as the pipe says so."""
+    pipe.recv()
+    open_database(url).close()
