@@ -104,7 +104,8 @@ class Residency:
     async def await_ready(self, entry: Entry, patience: Patience) -> None:
         """Return when `entry` is ready, as one of the requests that wait for its single load."""
         if entry.failure is not None and self._clock() < entry.failed_until:
-            raise entry.failure
+            # Raised again as it is, one error would gather the frames, and so the bodies, of every request refused.
+            raise entry.failure.with_traceback(None)
         fallback = patience.fallback_after_s
         self._ask(entry)
         if fallback is not None and self._expected_wait_s(entry) > fallback:
@@ -343,7 +344,7 @@ class Residency:
         self.evictions += 1
         try:
             await self.engine.unload(entry.adapter.engine_name, entry.adapter.engine_id)
-        except EngineUnavailable as error:
+        except ServingError as error:
             log.info("unloading %s: %s", entry.adapter.engine_name, error)
         if epoch != self._epoch and entry.state is not AdapterState.DRAINING:
             return

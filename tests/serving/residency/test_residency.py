@@ -2,12 +2,13 @@ import asyncio
 import contextlib
 import random
 import shutil
+import time
 from collections.abc import AsyncIterator, Callable
 
 import pytest
 
 from adapters_registry.model import AdapterVersion
-from serving.errors import AdapterLoadFailed, Overloaded
+from serving.errors import AdapterLoadFailed, EngineTimeout, Overloaded
 from serving.residency import AdapterState, Hold, Patience, Residency, StillCold
 from tests.serving.residency.conftest import SlotEngine
 
@@ -16,8 +17,8 @@ Make = Callable[..., AdapterVersion]
 
 
 @contextlib.asynccontextmanager
-async def running(engine: SlotEngine) -> AsyncIterator[Residency]:
-    residency = Residency(engine)
+async def running(engine: SlotEngine, clock: Callable[[], float] = time.monotonic) -> AsyncIterator[Residency]:
+    residency = Residency(engine, clock=clock)
     residency.start()
     try:
         yield residency
@@ -57,7 +58,7 @@ async def test_a_hundred_requests_for_one_cold_adapter_cause_one_load(make_adapt
 async def test_the_least_recently_used_adapter_leaves(make_adapter: Make) -> None:
     engine = SlotEngine(slots=2)
     first, second, third = (make_adapter(number) for number in range(3))
-    async with running(engine) as residency:
+    async with running(engine, clock=lambda: 0.0) as residency:  # every load costs the same
         for adapter in (first, second, first, third):
             async with using(residency, adapter):
                 pass
@@ -284,3 +285,36 @@ async def test_random_traffic_with_deaths_and_churn_keeps_every_promise(make_ada
         assert answered == 600
         assert all(entry.in_flight == 0 and entry.waiters == 0 for entry in residency.entries())
         assert {entry.adapter.engine_name for entry in residency.slots.values()} == engine.loaded
+
+
+async def test_an_unload_that_the_engine_does_not_answer_stops_nobody(
+    make_adapter: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, first, second = SlotEngine(slots=1), make_adapter(1), make_adapter(2)
+    unload = engine.unload
+
+    async def silent(engine_name: str, engine_id: int) -> None:
+        await unload(engine_name, engine_id)
+        raise EngineTimeout("the engine has not answered")
+
+    monkeypatch.setattr(engine, "unload", silent)
+    async with running(engine) as residency:
+        for adapter in (first, second, first):
+            async with using(residency, adapter):
+                pass
+        await residency.unload(first)
+        async with using(residency, second):
+            pass
+
+
+async def test_a_remembered_refusal_does_not_gather_the_requests_that_it_met(make_adapter: Make) -> None:
+    engine, adapter = SlotEngine(), make_adapter(1)
+    engine.refuse.add(adapter.engine_name)
+    async with running(engine) as residency:
+        depths = []
+        for _ in range(4):
+            with pytest.raises(AdapterLoadFailed) as refused:
+                async with using(residency, adapter):
+                    pass
+            depths.append(len(refused.traceback))
+    assert depths[1] == depths[3]
