@@ -124,6 +124,8 @@ class Channel(Generic[Incoming]):
 
     def send(self, message: Message) -> None:
         """Queue `message`; a closed connection swallows it, its reader notices."""
+        if self._writer.is_closing():  # uvloop would raise
+            return
         data = _encode(message)
         self._writer.write(_LENGTH.pack(len(data)) + data)
 
