@@ -169,9 +169,9 @@ async def _serve_many(settings: Settings, keys: KeyRing, listener: socket.socket
         workers = Workers(settings, listener, Path(folder) / "control")
         events.listening(url_of(listener))
         watcher = _watch_start(control.fleet.engines, events, lambda: control.registered)
-        await control.start()
-        workers.start()
         try:
+            await control.start()
+            workers.start()
             await stop.wait()
         finally:
             events.stopping()

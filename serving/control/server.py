@@ -49,6 +49,7 @@ class ControlServer:
         self._workers: set[Channel[FromWorker]] = set()
         self._server: asyncio.Server | None = None
         self._tasks: list[asyncio.Task[None]] = []
+        self._refreshing = asyncio.Lock()
 
     async def start(self) -> None:
         """Start the fleet and listen."""
@@ -77,16 +78,17 @@ class ControlServer:
 
     async def refresh(self) -> None:
         """Adopt the registry's present state, and have the workers do so. A registry that cannot be read is logged."""
-        try:
-            registered = await asyncio.to_thread(self._registry.snapshot)
-        except (DatabaseError, OSError) as error:
-            log.warning("the registry cannot be read: %s", error)
-            return
-        if registered.revision != self._registered.revision:
-            self._registered = registered
-            self.fleet.adopt(registered)
-            for worker in self._workers:
-                worker.send(Refresh())
+        async with self._refreshing:  # or an older reading could overtake a newer one
+            try:
+                registered = await asyncio.to_thread(self._registry.snapshot)
+            except (DatabaseError, OSError) as error:
+                log.warning("the registry cannot be read: %s", error)
+                return
+            if registered.revision != self._registered.revision:
+                self._registered = registered
+                self.fleet.adopt(registered)
+                for worker in self._workers:
+                    worker.send(Refresh())
 
     async def _keep_fresh(self) -> None:
         while True:

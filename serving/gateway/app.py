@@ -36,7 +36,11 @@ def create_app(gateway: Gateway) -> FastAPI:
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        await gateway.start()
+        try:
+            await gateway.start()
+        except BaseException:
+            await gateway.stop()  # an engine may have been started already
+            raise
         # What has been imported and composed stays, so the collector need not walk it: its full runs, which stop every
         # stream, take a few milliseconds instead of 100.
         gc.collect()

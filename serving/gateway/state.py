@@ -64,6 +64,7 @@ class Gateway:
         self._registered = RegistrySnapshot(revision=-1)
         self._snapshot: RouterSnapshot | None = None
         self._refresher: asyncio.Task[None] | None = None
+        self._refreshing = asyncio.Lock()
         fleet.on_change(self._fleet_changed)
 
     # -- lifecycle ---------------------------------------------------------------------------------------------------
@@ -93,12 +94,13 @@ class Gateway:
 
     async def refresh(self) -> None:
         """Adopt the registry's present state: decisions made from now on use it."""
-        registered = await asyncio.to_thread(self.registry.snapshot)
-        if registered.revision == self._registered.revision:
-            return
-        self._registered = registered
-        self._snapshot = None
-        self.fleet.adopt(registered)
+        async with self._refreshing:  # or an older reading could overtake a newer one, and a version vanish again
+            registered = await asyncio.to_thread(self.registry.snapshot)
+            if registered.revision == self._registered.revision:
+                return
+            self._registered = registered
+            self._snapshot = None
+            self.fleet.adopt(registered)
 
     async def _keep_fresh(self) -> None:
         collect_at = self.clock() + COLLECT_S
