@@ -153,10 +153,11 @@ class _Exchange:
             if data:
                 self._keep(data)
                 await reply.chunk(data)
+        rest = rewriter.finish()
         self.usage = rewriter.usage
         if not rewriter.done and self.path in _ENDS_WITH_DONE:
             raise EngineUnavailable("the engine ended the stream before its last event")
-        await reply.end_stream(rewriter.finish())
+        await reply.end_stream(rest)
 
     def _keep(self, data: bytes) -> None:
         if self.gateway.recorder.enabled:

@@ -9,7 +9,7 @@ import re
 
 import msgspec
 
-DONE = b"data: [DONE]"
+_DONE = re.compile(rb"^data: ?\[DONE\]", re.MULTILINE)
 _MODEL = re.compile(rb'"model"\s*:\s*"((?:[^"\\]|\\.)*)"')
 _EVENT_END = re.compile(rb"\r?\n\r?\n")
 
@@ -95,8 +95,7 @@ class StreamRewriter:
             data = data[:end]
             if not data:
                 return b""
-        if DONE in data:
-            self.done = True
+        self._look_for_done(data)
         if b'"usage":' in data:
             data = self._take_usage(data)
         return self._model.rewrite(data)
@@ -104,7 +103,13 @@ class StreamRewriter:
     def finish(self) -> bytes:
         """What is left when the stream ends without a final empty line."""
         rest, self._rest = self._rest, b""
+        self._look_for_done(rest)
         return self._model.rewrite(rest)
+
+    def _look_for_done(self, data: bytes) -> None:
+        # The plain search first: it is the cheaper one, and few pieces of a stream are the last.
+        if b"[DONE]" in data and _DONE.search(data):
+            self.done = True
 
     def _take_usage(self, data: bytes) -> bytes:
         kept = []
@@ -123,14 +128,12 @@ class StreamRewriter:
         position = event.find(b"data:")
         try:
             holder = _decode_holder(event[position + 5 :].strip()) if position >= 0 else None
+            usage = None if holder is None else usage_of(holder)
         except msgspec.DecodeError:
             return False
-        if holder is None:
-            return False
-        usage = usage_of(holder)
         if usage is not None:
             self.usage = usage
-        return usage is not None and not holder.choices and not holder.response
+        return holder is not None and usage is not None and not holder.choices and not holder.response
 
 
 def usage_of(holder: _UsageHolder) -> Usage | None:

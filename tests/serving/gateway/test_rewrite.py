@@ -90,3 +90,23 @@ def test_a_public_name_is_escaped_as_json() -> None:
 )
 def test_usage_of_whole_answers(body: bytes, usage: Usage | None) -> None:
     assert read_usage(body) == usage
+
+
+@pytest.mark.parametrize("odd", [b'{"prompt_tokens":null}', b'"many"', b'{"completion_tokens":1.5}'])
+def test_a_usage_that_cannot_be_read_passes_and_does_not_break_the_stream(odd: bytes) -> None:
+    rewriter = StreamRewriter("a", "base", drop_usage=True)
+    assert rewriter.feed(b'data: {"model":"base","choices":[],"usage":' + odd + b"}\n\n")
+    assert rewriter.usage is None
+
+
+@pytest.mark.parametrize("end", [b"data: [DONE]", b"data: [DONE]\n", b"data:[DONE]\n\n", b"data: [DONE]\r\n\r\n"])
+def test_the_last_event_is_known_however_the_upstream_writes_it(end: bytes) -> None:
+    rewriter = StreamRewriter("a", "base", drop_usage=True)
+    assert rewriter.feed(event("x") + end) + rewriter.finish() == event("x").replace(ENGINE.encode(), b"a") + end
+    assert rewriter.done
+
+
+def test_a_text_about_the_last_event_is_not_it() -> None:
+    rewriter = StreamRewriter("a", "base", drop_usage=True)
+    rewriter.feed(event("data: [DONE]"))
+    assert not rewriter.done
