@@ -38,7 +38,7 @@ class ParsedBody:
     missing or empty, or one of the fields that routing reads has the wrong type.
     """
 
-    __slots__ = ("fields", "messages", "metadata", "model", "path", "prompt", "stream", "tools", "user", "wants_usage")
+    __slots__ = ("fields", "messages", "metadata", "model", "path", "prompt", "stream", "tools", "wants_usage")
 
     def __init__(self, path: str, raw: bytes) -> None:
         self.path = path
@@ -48,7 +48,6 @@ class ParsedBody:
             raise BadRequest("you must provide a model parameter", param="model", code="missing_required_parameter")
         self.stream: bool = bool(self._read("stream", bool, "a boolean"))
         self.metadata: dict[str, Any] = self._read("metadata", dict, "an object") or {}
-        self.user: str | None = self._read("user", str, "a string")
         self.tools: bool = self._has_items("tools")
         options = self._read("stream_options", dict, "an object") or {}
         self.wants_usage: bool = bool(options.get("include_usage"))

@@ -31,7 +31,7 @@ json_values = st.recursive(
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
     max_leaves=10,
 )
-READ_BY_US = ("model", "messages", "stream", "metadata", "user", "tools", "stream_options")
+READ_BY_US = ("model", "messages", "stream", "metadata", "tools", "stream_options")
 
 
 @given(st.dictionaries(st.text().filter(lambda name: name not in READ_BY_US), json_values))
