@@ -32,16 +32,16 @@ class AgentRecogniser(Protocol):
 class _Term:
     number: int
     agent: int
-    rest: tuple[str, ...]
     weight: float
 
 
 class KeywordRecogniser:
     """Weighted terms of the presets. Precise rather than complete: a wrong adapter costs more than the base model.
 
-    Each distinct term found adds its weight to its agent. The confidence is m / (m + SLACK + words / WORDS_A_TERM), m
-    being what the best agent has ahead of the second; under `THRESHOLD` the task is out of scope. So one strong term or
-    two weak ones are enough in a short task, and a long text, which holds some term of every agent, needs more.
+    Each distinct term found adds its weight to its agent; a term within a longer one of the same agent says nothing new
+    and does not count. The confidence is m / (m + SLACK + words / WORDS_A_TERM), m being what the best agent has ahead
+    of the second; under `THRESHOLD` the task is out of scope. So one strong term or two weak ones are enough in a short
+    task, and a long text, which holds some term of every agent, needs more.
     """
 
     STRONG = 3.0
@@ -52,30 +52,39 @@ class KeywordRecogniser:
 
     def __init__(self, presets: Mapping[str, AgentPreset]) -> None:
         self._agents = list(presets)
-        self._terms: dict[str, list[_Term]] = {}
+        self._terms: dict[tuple[str, ...], list[_Term]] = {}
         number = 0
         for agent, preset in enumerate(presets.values()):
             for terms, weight in ((preset.recognise.strong, self.STRONG), (preset.recognise.weak, self.WEAK)):
                 for term in dict.fromkeys(tuple(tokens(term)) for term in terms):
                     number += 1
                     for form in _forms(term):
-                        self._terms.setdefault(form[0], []).append(_Term(number, agent, form[1:], weight))
+                        self._terms.setdefault(form, []).append(_Term(number, agent, weight))
+        lengths: dict[str, set[int]] = {}
+        for form in self._terms:
+            lengths.setdefault(form[0], set()).add(len(form))
+        # of the terms that begin with a word, longest first; a look-up a length costs less than a comparison a term
+        self._lengths = {word: sorted(each, reverse=True) for word, each in lengths.items()}
 
     def recognise(self, text: str) -> tuple[str | None, float]:
         """See the class."""
         words = tokens(text)
         scores = [0.0] * len(self._agents)
+        covered = [0] * len(self._agents)  # up to which word the agent's terms have been found
         seen: set[int] = set()
-        known = self._terms
+        terms, lengths = self._terms, self._lengths
         for position, word in enumerate(words):
-            if word not in known:
+            if word not in lengths:
                 continue
-            for term in known[word]:
-                rest = term.rest
-                if term.number in seen or (rest and words[position + 1 : position + 1 + len(rest)] != rest):
-                    continue
-                seen.add(term.number)
-                scores[term.agent] += term.weight
+            for length in lengths[word]:
+                end = position + length
+                for term in terms.get(words[position:end], ()):
+                    if end <= covered[term.agent]:
+                        continue
+                    covered[term.agent] = end
+                    if term.number not in seen:
+                        seen.add(term.number)
+                        scores[term.agent] += term.weight
         if not seen:
             return None, 0.0
         best = max(scores)

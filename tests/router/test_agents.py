@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+import csv
+import json
+from collections import Counter
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from configs.agents import AgentPreset, Recognition, load_presets
+from configs.embedded import GENERAL_SET, holdout
 from router.agents import KeywordRecogniser, resolve_agent
 
 RECOGNISER = KeywordRecogniser(load_presets())
@@ -48,12 +53,80 @@ def test_each_agents_tasks_are_recognised(agent, text):
         "The statue was a gift from France. It stands in a harbour, and many people visit it.",
         "{}[]();<>",
         "مرحبا كيف حالك",
+        "Can you help me with my homework?",
+        "How do I install numpy?",
+        "How do I bake bread without yeast?",
+        "Write a function that takes a parameter and returns its square.",
+        "Write a bash script that counts files in a directory.",
+        "Which HTML tag runs JavaScript in the browser?",
+        "How do I run a shell command from Python?",
+        "Write a Python program that reads user input and prints it in upper case.",
+        "How do I deserialize JSON in C#?",
+        "What does memcpy do?",
+        "The population of the town declined in 1990. Why?",
+        "Do you support vegetarian diets?",
+        "The hero opened the box and found a broken sword. Continue the story.",
+        "My program crashes with a stack trace, what does this error message mean?",
+        "How many bytes does an array of ten integers take?",
+        "What is the difference between stack and heap memory?",
+        "A bank pays 5 percent interest a year on 1000 dollars. What is the balance after two years?",
+        "The price of a jacket is 80 dollars and there is a discount of 25 percent. What is the new price?",
+        "What is the order of a group in algebra?",
+        "What was the Treaty of Versailles?",
+        "What is the law of large numbers?",
+        "Which party won the election in 1932?",
+        "Two parties share a profit of 100 dollars in the ratio 3 to 2. How much does each get?",
+        "What is a refund?",
+        "Explain what a vulnerability is.",
+        "What is a clause?",
     ],
 )
 def test_what_belongs_to_no_agent_is_out_of_scope(text):
     recognised, confidence = RECOGNISER.recognise(text)
     assert recognised is None
     assert confidence < 0.5
+
+
+@pytest.mark.parametrize(("agent", "least"), [("legal", 0.95), ("security", 0.82), ("support", 0.94)])
+def test_the_demo_agents_held_out_tasks_are_recognised(agent, least):
+    with holdout(agent).open(encoding="utf-8", newline="") as file:
+        found = Counter(RECOGNISER.recognise(row["text"])[0] for row in csv.DictReader(file))
+    wrong = found.total() - found[agent] - found[None]
+    assert found[agent] / found.total() >= least
+    assert wrong / found.total() < 0.01
+
+
+def test_the_general_set_is_out_of_scope():
+    questions = [json.loads(line)["question"] for line in GENERAL_SET.read_text(encoding="utf-8").splitlines()]
+    recognised = [question for question in questions if RECOGNISER.recognise(question)[0]]
+    assert len(recognised) <= 0.02 * len(questions), recognised
+
+
+def test_code_is_recognised_by_its_words():
+    for text in (
+        "os.system('ping ' + name)",
+        "obj = pickle.loads(data)",
+        "hashlib.md5(password)",
+        "strcpy(name, input);",
+        "../../etc/passwd is returned",
+    ):
+        assert RECOGNISER.recognise(text)[0] == "security", text
+
+
+def test_a_term_inside_a_longer_one_of_its_agent_does_not_count_again():
+    preset = AgentPreset(name="one", description="d", recognise=Recognition(weak=("red", "red wine", "wine", "glass")))
+    recognise = KeywordRecogniser({"one": preset}).recognise
+    assert recognise("red wine")[0] is None
+    assert recognise("red glass")[0] == "one"
+    assert recognise("red wine or wine")[0] == "one"
+
+
+def test_a_term_inside_a_longer_one_of_another_agent_counts():
+    presets = {
+        "one": AgentPreset(name="one", description="d", recognise=Recognition(strong=("red wine",))),
+        "two": AgentPreset(name="two", description="d", recognise=Recognition(strong=("wine",))),
+    }
+    assert KeywordRecogniser(presets).recognise("red wine") == (None, 0.0)
 
 
 def test_case_hyphens_and_a_plural_do_not_matter():
