@@ -2,7 +2,8 @@
 
 Members are never extracted to the path they name: the two wanted files are copied into files of ours, so no name, link
 or device can reach outside. An archive that tries is refused all the same. Unpacked bytes are counted against the
-bound, skipped members included, so that a small archive cannot keep a processor or a disk busy.
+bound, skipped members included, so that a small archive cannot keep a processor or a disk busy; and what the standard
+library would hold in memory (a zip's directory, a tar's headers, the window of xz) is bounded, whatever the file says.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import IO, BinaryIO, Self, cast
+from typing import IO, Any, BinaryIO, Self, cast
 
 from adapters_registry.digest import CONFIG_FILE, WEIGHTS_FILE
 from adapters_registry.errors import SourceError
@@ -28,13 +29,16 @@ TAR_OPENERS: dict[str, Callable[[BinaryIO], IO[bytes]]] = {
     ".tar": lambda file: file,
     ".tar.gz": lambda file: cast("IO[bytes]", gzip.GzipFile(fileobj=file)),
     ".tgz": lambda file: cast("IO[bytes]", gzip.GzipFile(fileobj=file)),
-    ".tar.xz": lzma.LZMAFile,
-    ".txz": lzma.LZMAFile,
+    ".tar.xz": lambda file: cast("IO[bytes]", _Xz(file)),
+    ".txz": lambda file: cast("IO[bytes]", _Xz(file)),
     ".tar.bz2": bz2.BZ2File,
 }
 CHUNK = 1 << 20
 MAX_MEMBERS = 10_000
-MAX_EXTENDED_HEADER = 1 << 20
+MAX_ZIP_DIRECTORY = 4 << 20
+MAX_EXTENDED_HEADER = 1 << 16
+MAX_XZ_MEMORY = 256 << 20
+"""four times what the strongest preset of xz takes"""
 EXTENDED_HEADERS = (
     tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK
 )  # fmt: skip
@@ -62,7 +66,7 @@ def unpack(file: BinaryIO, name: str, folder: Path, max_bytes: int) -> None:
 
 
 def _unpack_zip(file: BinaryIO, name: str, chooser: _Chooser) -> None:
-    with zipfile.ZipFile(file) as archive:
+    with zipfile.ZipFile(cast("IO[bytes]", _BoundedReads(file))) as archive:
         for member in archive.infolist():
             mode = member.external_attr >> 16
             regular = not stat.S_IFMT(mode) or stat.S_ISREG(mode)
@@ -83,7 +87,14 @@ def _unpack_tar(file: BinaryIO, name: str, chooser: _Chooser) -> None:
                     content = archive.extractfile(member)
                     if content is not None:
                         chooser.take(member.name, content)
+                _forget(archive)
     chooser.finish()
+
+
+def _forget(archive: Any) -> None:
+    """Drop what a tar file remembers of its headers, for random access that a stream does not have."""
+    archive.members.clear()
+    archive.pax_headers.clear()
 
 
 class _Chooser:
@@ -145,6 +156,56 @@ class _Counted:
         if self._left < 0:
             raise _too_large(self._limit)
         return data
+
+
+class _BoundedReads:
+    """A file whose every read is bounded: `zipfile` reads a directory whole, however large the archive says it is."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.seek, self.tell, self.seekable = file.seek, file.tell, file.seekable
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._file.read(size if 0 <= size <= MAX_ZIP_DIRECTORY else MAX_ZIP_DIRECTORY + 1)
+        if len(data) > MAX_ZIP_DIRECTORY:
+            raise _unsafe(f"its directory has more than {MAX_ZIP_DIRECTORY} bytes")
+        return data
+
+
+class _Xz:
+    """A readable of what an xz file holds; unlike `lzma.LZMAFile`, it bounds the memory that the file may ask for."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._unread = b""
+        self._stream = self._begin()
+
+    @staticmethod
+    def _begin() -> lzma.LZMADecompressor:
+        return lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=MAX_XZ_MEMORY)
+
+    def read(self, size: int = CHUNK) -> bytes:
+        """Up to `size` bytes, none at the end. Raises LZMAError, or EOFError where the file is cut."""
+        while True:
+            if self._stream.eof:
+                # several streams in a row are one file, with zeros between them for padding
+                self._unread = self._stream.unused_data.lstrip(b"\0") or self._file.read(CHUNK).lstrip(b"\0")
+                if not self._unread:
+                    return b""
+                self._stream = self._begin()
+            elif self._stream.needs_input and not self._unread:
+                self._unread = self._file.read(CHUNK)
+                if not self._unread:
+                    raise EOFError("it ends in the middle")
+            data, self._unread = self._stream.decompress(self._unread, size), b""
+            if data:
+                return data
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing to close: the file is the caller's."""
 
 
 class _BoundedHeader(tarfile.TarInfo):

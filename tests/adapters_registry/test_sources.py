@@ -3,10 +3,12 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import lzma
 import os
 import tarfile
+import tracemalloc
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
@@ -118,6 +120,65 @@ def test_a_header_that_would_fill_the_memory(registry: AdapterRegistry, tmp_path
     with gzip.open(tmp_path / "a.tar.gz", "wb") as file:
         file.write(header.tobuf(tarfile.USTAR_FORMAT) + bytes(7 << 20))
     assert refused(registry, tmp_path / "a.tar.gz").code == "unsafe_archive"
+
+
+def peak_memory_of(work: Callable[[], object]) -> int:
+    """Bytes that Python had in use at most, above what it had before."""
+    tracemalloc.start()
+    try:
+        work()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("kind", [tarfile.XGLTYPE, tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME])
+def test_many_headers_are_not_kept(kind: bytes, registry: AdapterRegistry, folder: Path, tmp_path: Path) -> None:
+    def beside(archive: tarfile.TarFile, index: int) -> None:
+        """A member with a header of 60 kB; 150 of them fill 9 MB where they are kept."""
+        words = f" note{index}={'x' * 60_000}\n".encode()
+        body = b"x" * 60_000 if kind == tarfile.GNUTYPE_LONGNAME else f"{len(words) + 5}".encode() + words
+        header = tarfile.TarInfo("header")
+        header.type, header.size = kind, len(body)
+        archive.fileobj.write(header.tobuf(tarfile.GNU_FORMAT) + body + bytes(-len(body) % 512))  # type: ignore[union-attr]
+        archive.fileobj.write(tarfile.TarInfo(f"{index}").tobuf(tarfile.USTAR_FORMAT))  # type: ignore[union-attr]
+
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for name in FILES:
+            archive.add(folder / name, name)
+        for index in range(150):
+            beside(archive, index)
+    assert peak_memory_of(lambda: registry.register("legal", tmp_path / "a.tar")) < 5 << 20
+
+
+def test_a_directory_that_would_fill_the_memory(registry: AdapterRegistry, tmp_path: Path) -> None:
+    """An empty archive with a comment is told to have all of it, and more, as its directory."""
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("x", bytes(6 << 20))
+    data = bytearray((tmp_path / "a.zip").read_bytes())
+    data[-10:-6] = (5 << 20).to_bytes(4, "little")
+    (tmp_path / "a.zip").write_bytes(data)
+    assert refused(registry, tmp_path / "a.zip").code == "unsafe_archive"
+
+
+def test_a_window_that_would_fill_the_memory(registry: AdapterRegistry, folder: Path, tmp_path: Path) -> None:
+    plain = pack_tar(folder, tmp_path / "a.tar").read_bytes()
+    for dictionary, accepted in ((64 << 20, True), (512 << 20, False)):
+        filters = [{"id": lzma.FILTER_LZMA2, "dict_size": dictionary, "mode": lzma.MODE_FAST, "mf": lzma.MF_HC3}]
+        (tmp_path / "a.tar.xz").write_bytes(lzma.compress(plain, filters=filters))
+        if accepted:
+            assert registry.register("strongest", tmp_path / "a.tar.xz").rank == 4
+            registry.retire("strongest")
+        else:
+            assert "emory" in refused(registry, tmp_path / "a.tar.xz").message
+
+
+def test_xz_of_several_streams(registry: AdapterRegistry, folder: Path, tmp_path: Path) -> None:
+    plain = pack_tar(folder, tmp_path / "a.tar").read_bytes()
+    middle = len(plain) // 2
+    parts = lzma.compress(plain[:middle]) + bytes(8) + lzma.compress(plain[middle:]) + bytes(4)
+    (tmp_path / "a.tar.xz").write_bytes(parts)
+    assert registry.register("legal", tmp_path / "a.tar.xz").rank == 4
 
 
 def test_too_many_members(registry: AdapterRegistry, tmp_path: Path) -> None:
