@@ -28,7 +28,8 @@ class BaseModelSpec:
     `module_shapes` maps full Hugging Face module paths (`model.layers.0.self_attn.q_proj`) to (out, in); it is empty
     for an engine that runs elsewhere, and then adapters are checked for self-consistency only. `per_module_scaling`
     tells whether the engine honours `rank_pattern` and `alpha_pattern`; one that does not ignores them in silence
-    (vLLM 0.32 does honour them).
+    (vLLM 0.32 does honour them). `nested` tells that the language model is part of a larger one, whose layers
+    checkpoints and adapters name in several ways.
     """
 
     name: str
@@ -37,6 +38,7 @@ class BaseModelSpec:
     vocab_size: int | None = None
     max_lora_rank: int = 64
     per_module_scaling: bool = False
+    nested: bool = False
 
     @classmethod
     def from_folder(
@@ -56,8 +58,9 @@ class BaseModelSpec:
         tensors: dict[str, TensorInfo] = {}
         for shard in _shards(path):
             tensors |= _header(shard)
-        text = config.get("text_config") if isinstance(config.get("text_config"), dict) else config
-        vocab = text.get("vocab_size") if text is not None else None
+        text = config.get("text_config")
+        nested = isinstance(text, dict)
+        vocab = (text if isinstance(text, dict) else config).get("vocab_size")
         return cls(
             name=name,
             aliases=tuple(dict.fromkeys([*aliases, str(path.absolute())])),
@@ -65,15 +68,19 @@ class BaseModelSpec:
             vocab_size=vocab if isinstance(vocab, int) else None,
             max_lora_rank=max_lora_rank,
             per_module_scaling=per_module_scaling,
+            nested=nested,
         )
 
     def shape_of(self, module: str) -> Shape | None:
         """(out, in) of `module`, or None when the base has no such linear layer.
 
-        Checkpoints of multimodal models name the same layer with and without `language_model`; both are understood.
+        Multimodal models have the same layer with and without `language_model` in its path; vLLM understands both. Of a
+        plain model it knows one path, and an adapter with another would be loaded and then never applied.
         """
         if module in self.module_shapes:
             return self.module_shapes[module]
+        if not self.nested or module.partition(".")[0] not in WRAPPERS:
+            return None
         wanted = _unwrapped(module)
         return next((shape for path, shape in self.module_shapes.items() if _unwrapped(path) == wanted), None)
 

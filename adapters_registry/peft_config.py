@@ -21,7 +21,7 @@ Value = TypeVar("Value")
 MAX_CONFIG_BYTES = 1 << 20
 SAFE_INITS = frozenset({"gaussian", "eva", "orthogonal", "mica", "lora_ga"})
 """these set only the first values of A and B; others (PiSSA, OLoRA, CorDA, LoftQ) change the base weights"""
-PATTERN_KEY = re.compile(r"\^?([A-Za-z0-9_]+(?:\\?\.[A-Za-z0-9_]+)*)\$?")
+PATTERN_KEY = re.compile(r"(\^?[A-Za-z0-9_]+(?:\\?\.[A-Za-z0-9_]+)*)\$?")
 
 UNSERVED = {
     "lora_bias": ("bias", "bias vectors beside lora_B"),
@@ -154,7 +154,8 @@ def _pattern(config: Mapping[str, Any], field_name: str) -> dict[str, Any]:
 
 
 def _match(pattern: Mapping[str, Value], module: str, default: Value) -> Value:
+    """As PEFT does: a key means the modules that it ends, or with `^` the one that it is; the first that fits is it."""
     for key, value in pattern.items():
-        if module == key or module.endswith(f".{key}"):
+        if module == key.removeprefix("^") or module.endswith(f".{key}"):
             return value
     return default

@@ -11,13 +11,15 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 from adapters_registry.base import EMBEDDINGS, BaseModelSpec
 from adapters_registry.errors import AdapterInvalid
 from adapters_registry.peft_config import LoraConfig, refuse
 from adapters_registry.weights import TensorInfo, WeightsHeader
 from configs.settings import NAME_PATTERN
+
+Number = TypeVar("Number", int, int | float)
 
 NAME = re.compile(NAME_PATTERN)
 PREFIX = "base_model.model."
@@ -195,6 +197,12 @@ def _target_modules(modules: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(modules))
 
 
+def _usual(values: Iterable[Number]) -> Number:
+    """The most frequent value, of several the smallest."""
+    counts = Counter(values)
+    return min(counts, key=lambda value: (-counts[value], value))
+
+
 def _canonical_config(
     config: LoraConfig,
     ranks: Mapping[str, int],
@@ -206,8 +214,8 @@ def _canonical_config(
 
     Patterns become full paths, or vanish where they say nothing.
     """
-    rank = Counter(ranks.values()).most_common(1)[0][0] if len(set(ranks.values())) == 1 else config.r
-    alpha = next(iter(alphas.values())) if len(set(alphas.values())) == 1 else config.alpha
+    # not those of the config: a rank that no module has may be above what the engine allows
+    rank, alpha = _usual(ranks.values()), _usual(alphas.values())
     rank_pattern = {module: value for module, value in ranks.items() if value != rank}
     alpha_pattern = {module: value for module, value in alphas.items() if value != alpha}
     if (rank_pattern or alpha_pattern) and not base.per_module_scaling:

@@ -45,10 +45,24 @@ def test_understands_packed_weights(tmp_path: Path) -> None:
     assert shapes == {"awq": (64, 32), "gptq": (64, 32), "bnb": (0, 0), "ct": (64, 0)}
 
 
-def test_finds_layers_of_multimodal_checkpoints() -> None:
-    spec = BaseModelSpec("vl", module_shapes={"model.language_model.layers.0.mlp.up_proj": (4, 2)})
-    assert spec.shape_of("model.layers.0.mlp.up_proj") == (4, 2)
-    assert spec.shape_of("model.layers.1.mlp.up_proj") is None
+def test_finds_layers_of_multimodal_checkpoints(tmp_path: Path) -> None:
+    folder = write_base(tmp_path / "base")
+    (folder / "config.json").write_text(json.dumps({"text_config": {"vocab_size": 9}}))
+    name = "model.language_model.layers.0.mlp.up_proj"
+    save_safetensors(folder / "model.safetensors", {f"{name}.weight": ("BF16", (4, 2), bytes(16))})
+    spec = BaseModelSpec.from_folder(folder, "vl")
+    assert spec.vocab_size == 9
+    for path in (name, "model.layers.0.mlp.up_proj", "language_model.model.layers.0.mlp.up_proj"):
+        assert spec.shape_of(path) == (4, 2)
+    for path in ("model.layers.1.mlp.up_proj", "layers.0.mlp.up_proj", "visual.layers.0.mlp.up_proj"):
+        assert spec.shape_of(path) is None
+
+
+@pytest.mark.parametrize("path", ["layers.0.mlp.up_proj", "model.language_model.layers.0.mlp.up_proj", "model.model.x"])
+def test_layers_of_a_plain_model_have_one_path(path: str, tmp_path: Path) -> None:
+    spec = BaseModelSpec.from_folder(write_base(tmp_path / "base"), "tiny")
+    assert spec.shape_of("model.layers.0.mlp.up_proj") is not None
+    assert spec.shape_of(path) is None
 
 
 @pytest.mark.parametrize("damage", ["config.json", "model.safetensors"])

@@ -273,6 +273,34 @@ def test_patterns_that_change_nothing_do_not_matter(registry: AdapterRegistry, t
     assert plain.digest == patterned.digest == every.digest
 
 
+def test_every_spelling_of_a_pattern_is_the_same_version(
+    database: Database, base: BaseModelSpec, tmp_path: Path
+) -> None:
+    """Also one whose own rank no module has: above the engine's, it would be refused there."""
+    registry = with_base(database, tmp_path / "home", replace(base, per_module_scaling=True))
+    tensors = lora_tensors(modules=("q_proj", "k_proj"), rank=4) | lora_tensors(modules=("v_proj",), rank=8)
+    spellings: list[dict[str, Any]] = [
+        {"r": 4, "rank_pattern": {"v_proj": 8}},
+        {"r": 8, "rank_pattern": {"q_proj": 4, "k_proj": 4}},
+        {"r": 64, "rank_pattern": {"q_proj": 4, "self_attn\\.k_proj$": 4, "v_proj": 8}},
+        {"r": 4, "rank_pattern": {"^model.layers.0.self_attn.v_proj": 8, "layers.1.self_attn.v_proj": 8}},
+    ]
+    found = [
+        registry.register("legal", write_adapter(tmp_path / f"{index}", tensors=tensors, **spelling))
+        for index, spelling in enumerate(spellings)
+    ]
+    assert {version.digest for version in found} == {found[0].digest}
+    config = json.loads((found[0].path / "adapter_config.json").read_bytes())
+    assert (config["r"], set(config["rank_pattern"].values())) == (4, {8})
+
+
+def test_an_anchored_pattern_means_whole_paths(database: Database, base: BaseModelSpec, tmp_path: Path) -> None:
+    registry = with_base(database, tmp_path / "home", replace(base, per_module_scaling=True))
+    plain = registry.register("legal", write_adapter(tmp_path / "a"))
+    anchored = write_adapter(tmp_path / "b", alpha_pattern={"^q_proj": 32})
+    assert registry.register("legal", anchored).digest == plain.digest
+
+
 def test_rank_of_a_pattern_counts(database: Database, base: BaseModelSpec, tmp_path: Path) -> None:
     tensors = lora_tensors(modules=("q_proj",), rank=4) | lora_tensors(modules=("v_proj",), rank=32)
     source = write_adapter(tmp_path / "a", tensors=tensors, rank_pattern={"v_proj": 32})
