@@ -60,7 +60,7 @@ def _add_collection(router: APIRouter, gateway: Gateway) -> None:
 
     @router.post("", status_code=201)
     async def register(body: Registration, caller: Caller = Depends(_admin)) -> dict[str, Any]:
-        """Fetch, validate and store an adapter; 201 when it can be served."""
+        """Fetch, validate and store an adapter; 201 when it can be served, 409 if no slot is left for `pin`."""
         version = await asyncio.to_thread(
             registry.register,
             body.name,
@@ -68,10 +68,11 @@ def _add_collection(router: APIRouter, gateway: Gateway) -> None:
             agent=body.agent,
             base=body.base,
             alias=body.alias,
-            pin=body.pin,
             actor=caller.name,
         )
         await gateway.refresh()
+        if body.pin:  # not before: which base it belongs to, and whether it is pinned already, shows now
+            await _pin(gateway, version, caller)
         return _brief(version)
 
     @router.get("")
@@ -121,11 +122,9 @@ def _add_lifecycle(router: APIRouter, gateway: Gateway) -> None:
 
     @router.post("/{name}/pin")
     async def pin(name: str, caller: Caller = Depends(_admin)) -> dict[str, Any]:
-        """Keep an adapter resident. At least one slot stays for the others."""
+        """Keep an adapter resident. At least one slot stays for the others, where there are two."""
         version = await asyncio.to_thread(registry.resolve, name)
-        _check_room(gateway, version)
-        pinned = await asyncio.to_thread(registry.pin, version.name, version.version, actor=caller.name)
-        await gateway.refresh()
+        pinned = await _pin(gateway, version, caller)
         return {**_brief(pinned), "pinned": True}
 
     @router.post("/{name}/unpin")
@@ -197,6 +196,13 @@ def _residency(gateway: Gateway, version: AdapterVersion) -> dict[str, Any]:
         "loads": resident.loads,
         "load_ms": round(1e3 * resident.load_s, 3),
     }
+
+
+async def _pin(gateway: Gateway, version: AdapterVersion, caller: Caller) -> AdapterVersion:
+    _check_room(gateway, version)
+    pinned = await asyncio.to_thread(gateway.registry.pin, version.name, version.version, actor=caller.name)
+    await gateway.refresh()
+    return pinned
 
 
 def _check_room(gateway: Gateway, version: AdapterVersion) -> None:

@@ -141,9 +141,13 @@ async def test_registering_promoting_and_retiring_while_requests_run(endpoint: E
     assert endpoint.idle()
 
 
-async def test_pins_leave_a_slot_to_the_others(endpoint: Endpoint) -> None:
+async def test_pins_leave_a_slot_to_the_others(endpoint: Endpoint, tmp_path: Path) -> None:
     assert (await endpoint.http.post("/v1/adapters/legal/pin")).json()["pinned"]
     check(await endpoint.http.post("/v1/adapters/support/pin"), 409, code="no_slot")
+    source = write_adapter(tmp_path / "more", 31, base_model_name_or_path=BASE)
+    body = {"name": "more", "source": str(source), "pin": True}
+    check(await endpoint.http.post("/v1/adapters", json=body), 409, code="no_slot")
+    assert not (await endpoint.http.get("/v1/adapters/more")).json()["pinned"]
     check(await endpoint.http.post("/v1/adapters/legal/unload"), 409, code="pinned")
     assert not (await endpoint.http.post("/v1/adapters/legal/unpin")).json()["pinned"]
     loaded = (await endpoint.http.post("/v1/adapters/support/load")).json()
