@@ -26,7 +26,7 @@ def probes_router(gateway: Gateway) -> APIRouter:
 
     @router.get("/ready")
     async def ready() -> JSONResponse:
-        """200 when every engine is ready or at least one can answer; 503 with Retry-After otherwise."""
+        """200 when an engine is ready; 503 with Retry-After otherwise, `failed` when none will come back by itself."""
         engines = [
             {
                 "name": engine.name,
@@ -39,9 +39,11 @@ def probes_router(gateway: Gateway) -> APIRouter:
             }
             for engine in gateway.fleet.engines
         ]
-        is_ready = any(engine.status.state is EngineState.READY for engine in gateway.fleet.engines)
+        states = {engine.status.state for engine in gateway.fleet.engines}
+        is_ready = EngineState.READY in states
+        status = "ready" if is_ready else "failed" if states == {EngineState.FAILED} else "starting"
         return JSONResponse(
-            {"status": "ready" if is_ready else "starting", "engines": engines},
+            {"status": status, "engines": engines},
             status_code=200 if is_ready else 503,
             headers={} if is_ready else {"retry-after": str(_RETRY_AFTER_S)},
         )

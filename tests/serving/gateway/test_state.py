@@ -10,6 +10,7 @@ import pytest
 from adapters_registry import DatabaseError
 from adapters_registry.model import RegistrySnapshot
 from serving.engine.base import EngineState
+from serving.engine.remote import RemoteVllm
 from serving.gateway import create_app
 from tests.serving.gateway.conftest import Endpoint
 
@@ -50,3 +51,15 @@ async def test_a_start_that_fails_leaves_no_engine_running(endpoint: Endpoint, m
         async with app.router.lifespan_context(app):
             pass
     assert {engine.status.state for engine in endpoint.fleet.engines} == {EngineState.STOPPED}
+
+
+async def test_an_engine_that_will_not_come_back_is_not_told_to_be_starting(endpoint: Endpoint) -> None:
+    engine = endpoint.fleet.engines[0]
+    await engine.stop()
+    answered = await endpoint.http.get("/ready")
+    assert (answered.status_code, answered.json()["status"]) == (503, "starting")
+    assert isinstance(engine, RemoteVllm)
+    engine._board.become(EngineState.FAILED, "gone for good")
+    answered = await endpoint.http.get("/ready")
+    assert (answered.status_code, answered.json()["status"]) == (503, "failed")
+    assert answered.headers["retry-after"]
