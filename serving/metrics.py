@@ -10,8 +10,8 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 
 from serving.engine.base import Answering, EngineState
 from serving.residency import AdapterState, Residency
+from serving.workers import METRICS_VARIABLE
 
-MULTIPROCESS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 _OVERHEAD = (0.0001, 0.00025, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.05, 0.1)
 
@@ -114,7 +114,7 @@ class Metrics:
 
     def exposition(self) -> bytes:
         """Prometheus text of this process, or of all gateway processes when there are several."""
-        if MULTIPROCESS_VARIABLE not in os.environ:
+        if METRICS_VARIABLE not in os.environ:
             return generate_latest(self.registry)
         collected = CollectorRegistry()
         MultiProcessCollector(collected)  # type: ignore[no-untyped-call]
