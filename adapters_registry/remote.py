@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 CHUNK = 1 << 20
 READ_AHEAD = 16 << 20
+WEB_SILENCE_S = 60.0
+"""longest wait for the next bytes of a web server"""
 
 
 def fetch_archive(url: str, label: str, target: Path, max_bytes: int, progress: Progress) -> None:
@@ -45,7 +47,7 @@ def _driver(url: str, label: str) -> Iterator[tuple[Any, str]]:
     import fsspec  # type: ignore[import-untyped]  # imported late: only remote sources need it
 
     try:
-        yield fsspec.url_to_fs(url, skip_instance_cache=True, use_listings_cache=False)
+        yield fsspec.url_to_fs(url, skip_instance_cache=True, use_listings_cache=False, **_web_options(url))
     except RegistryError:
         raise
     except FileNotFoundError as error:
@@ -54,6 +56,22 @@ def _driver(url: str, label: str) -> Iterator[tuple[Any, str]]:
         raise SourceError(f"{label} needs a driver that is not installed: {_line(error)}", param="source") from error
     except Exception as error:  # drivers raise types of SDKs that may not be installed, so they cannot be named
         raise SourceError(f"cannot fetch {label}: {_line(error)}", param="source") from error
+
+
+def _web_options(url: str) -> dict[str, Any]:
+    """Options of the web driver, whose client would otherwise give up after five minutes, in the middle of a download.
+
+    What the user's own configuration of fsspec says about that client stands.
+    """
+    scheme = url.partition("://")[0].lower()
+    if scheme not in ("http", "https"):
+        return {}
+    import fsspec
+    from aiohttp import ClientTimeout
+
+    timeout = ClientTimeout(total=None, sock_connect=30.0, sock_read=WEB_SILENCE_S)
+    configured = fsspec.config.conf.get(scheme, {}).get("client_kwargs", {})
+    return {"client_kwargs": {"timeout": timeout, **configured}}
 
 
 def _try_download(files: Any, path: str, target: Path, max_bytes: int, progress: Progress) -> bool:

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
 import json
 import lzma
 import os
 import tarfile
+import time
 import tracemalloc
 import zipfile
 from collections.abc import Callable, Iterator
@@ -13,6 +15,7 @@ from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import fsspec
 import pytest
 
@@ -305,6 +308,44 @@ def test_a_web_server(registry: AdapterRegistry, folder: Path, served: str, tmp_
     with pytest.raises(SourceError) as caught:
         registry.register("legal", "http://127.0.0.1:9/a.zip?token=secret")
     assert "secret" not in caught.value.message
+
+
+class Hesitant(BaseHTTPRequestHandler):
+    """Sends an archive in ten pieces, with a pause before each."""
+
+    content: bytes
+    pause_s: float
+
+    def log_message(self, *_args: Any) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        self.send_response(200)
+        self.send_header("content-length", str(len(self.content)))
+        self.end_headers()
+
+    def do_GET(self) -> None:
+        self.do_HEAD()
+        step = -(-len(self.content) // 10)
+        with contextlib.suppress(OSError):  # who waited too long has left
+            for begin in range(0, len(self.content), step):
+                time.sleep(self.pause_s)
+                self.wfile.write(self.content[begin : begin + step])
+
+
+def test_a_download_may_last_but_not_fall_silent(
+    registry: AdapterRegistry, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = pack_zip(folder, tmp_path / "a.zip").read_bytes()
+    monkeypatch.setattr("aiohttp.client.DEFAULT_TIMEOUT", aiohttp.ClientTimeout(total=0.2))
+    with serving(type("Slow", (Hesitant,), {"content": content, "pause_s": 0.05})) as url:
+        assert registry.register("slow", f"{url}/a.zip").rank == 4
+        registry.retire("slow")
+    monkeypatch.setattr("adapters_registry.remote.WEB_SILENCE_S", 0.2)
+    with serving(type("Silent", (Hesitant,), {"content": content, "pause_s": 2.0})) as url:
+        began = time.monotonic()
+        assert "cannot fetch" in refused(registry, f"{url}/a.zip").message
+        assert time.monotonic() - began < 1.5
 
 
 def test_labels_hold_no_secrets() -> None:
