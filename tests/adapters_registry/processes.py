@@ -11,7 +11,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["pytest", "tests.adapters_registry.victim"])
+FORKS.set_forkserver_preload(["pytest", "fsspec.implementations.http", "tests.adapters_registry.victim"])
 
 
 def start(work: Callable[..., None], *arguments: object) -> tuple[BaseProcess, Connection]:
