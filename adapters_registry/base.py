@@ -35,7 +35,6 @@ class BaseModelSpec:
     name: str
     aliases: tuple[str, ...] = ()
     module_shapes: Mapping[str, Shape] = field(default_factory=lambda: MappingProxyType({}))
-    vocab_size: int | None = None
     max_lora_rank: int = 64
     per_module_scaling: bool = False
     nested: bool = False
@@ -58,17 +57,13 @@ class BaseModelSpec:
         tensors: dict[str, TensorInfo] = {}
         for shard in _shards(path):
             tensors |= _header(shard)
-        text = config.get("text_config")
-        nested = isinstance(text, dict)
-        vocab = (text if isinstance(text, dict) else config).get("vocab_size")
         return cls(
             name=name,
             aliases=tuple(dict.fromkeys([*aliases, str(path.absolute())])),
             module_shapes=MappingProxyType(_linear_shapes(tensors)),
-            vocab_size=vocab if isinstance(vocab, int) else None,
             max_lora_rank=max_lora_rank,
             per_module_scaling=per_module_scaling,
-            nested=nested,
+            nested=isinstance(config.get("text_config"), dict),
         )
 
     def shape_of(self, module: str) -> Shape | None:
