@@ -102,7 +102,8 @@ def evaluate_all(out: Out = embedded.ROOT, mistakes: int = 0, agent: Agent = Non
         result = {"cases": len(cases), "labels": labels, "adapter": round(right, 4), "base": round(alone, 4)}
         report.record(out, "holdout", {chosen: result})
         table.add_row(chosen, str(len(cases)), f"{right:.1%}", f"{alone:.1%}")
-        wrong = [(case, answer) for case, answer in zip(cases, given, strict=True) if answer.strip() != case.label]
+        pairs = zip(cases, given, strict=True)
+        wrong = [(case, answer) for case, answer in pairs if evaluate.first_line(answer) != case.label]
         for case, answer in wrong[:mistakes]:
             console.print(f"{case.label} | {answer!r} | {case.text}", markup=False, highlight=False)
     console.print(table)
