@@ -1,24 +1,24 @@
 """Time of the router's part of a request (features, recognition, choice) in process, on one core.
 
-    python -m bench.router [--rounds 2000]
+    python -m bench.router [--rounds 2000] [--out bench/results/router.json]
 
-Prints JSON: microseconds at p50 and p99 for each kind of request, with hardware and versions.
+Microseconds at p50 and p99 for each kind of request.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
-import json
-import os
-import platform
 import time
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
+from rich.table import Table
 
 from adapters_registry.model import AdapterVersion, AgentAliases, RegistrySnapshot, State
+from bench.report import Bar, publish, result
 from configs.agents import load_presets
 from router import BaseTier, Router, RouterSnapshot, Task
 from router.features import tokens
@@ -28,6 +28,9 @@ QUESTION = (
     "notify us within 30 days, and the parties agree to arbitration in London. Compare it with clause 14.2 of the "
     "master agreement, and answer in JSON with at least three fields: risk, reason, change."
 )
+LONG = "512 tokens, model auto"
+LIMIT_MS = 2.0
+"""at p99, for a prompt of 512 tokens"""
 AGENTS = 20
 Case = tuple[list[dict[str, str]], str]
 """messages and model"""
@@ -73,11 +76,24 @@ def measure(router: Router, now: RouterSnapshot, case: Case, rounds: int) -> dic
     return figures
 
 
+def table(figures: Mapping[str, Mapping[str, float]]) -> Table:
+    """A line a case."""
+    drawn = Table(title="router, microseconds", title_justify="left")
+    columns = tuple(next(iter(figures.values())))
+    for heading in ("case", *columns):
+        drawn.add_column(heading.removesuffix("_us"), justify="left" if heading == "case" else "right")
+    for name, row in figures.items():
+        drawn.add_row(name, *(f"{row[column]:g}" for column in columns))
+    return drawn
+
+
 def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    """Measure and publish."""
+    parser = argparse.ArgumentParser(prog="bench.router", description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=2000)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--out", type=Path, help="also write the JSON here")
+    arguments = parser.parse_args()
+    rounds = arguments.rounds
     now = snapshot()
     router = Router.from_presets(now.presets)
     long = " ".join([QUESTION] * 7)[:2048]  # about 512 tokens
@@ -85,7 +101,7 @@ def main() -> None:
         "typical, model auto": ([{"role": "user", "content": QUESTION}], "auto"),
         "typical, model auto:agent": ([{"role": "user", "content": QUESTION}], "auto:legal"),
         "short, model auto": ([{"role": "user", "content": "Where is my card?"}], "auto"),
-        "512 tokens, model auto": ([{"role": "user", "content": long}], "auto"),
+        LONG: ([{"role": "user", "content": long}], "auto"),
         "8 MB, model auto": ([{"role": "user", "content": QUESTION * ((8 << 20) // len(QUESTION))}], "auto"),
         "40 turns, model auto": (
             [{"role": ("user", "assistant")[i % 2], "content": QUESTION} for i in range(39)],
@@ -95,13 +111,10 @@ def main() -> None:
     measure(router, now, cases["typical, model auto"], rounds=200)
     gc.collect()
     results = {name: measure(router, now, case, rounds) for name, case in cases.items()}
-    machine: dict[str, object] = {
-        "machine": platform.machine(),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-    }
-    machine |= {"cores": os.cpu_count(), "load": [round(load, 2) for load in os.getloadavg()]}
-    print(json.dumps({"bench": "router", "rounds": rounds, "agents": AGENTS, "results": results, **machine}, indent=2))
+    cpu_ms = round(results[LONG]["cpu_p99_us"] / 1e3, 3)
+    bars = [Bar(f"score and select, {LONG}, p99 of CPU time", cpu_ms, LIMIT_MS, "ms", "at most")]
+    outcome = result("router", {"rounds": rounds, "agents": AGENTS}, results, bars)
+    publish(outcome, [table(results)], arguments.out)
 
 
 if __name__ == "__main__":
