@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from adapters_registry import AdapterRegistry, BaseModelSpec, open_database
-from adapters_registry.errors import RegistryError
+from adapters_registry.errors import RegistryError, SourceError
 from configs import embedded
 from configs.agents import load_presets
 from configs.settings import EMBEDDED, Settings
@@ -87,17 +87,24 @@ def _prepare_registry(settings: Settings, engines: Sequence[Engine]) -> AdapterR
 
 def _open_registry(settings: Settings, engines: Sequence[Engine]) -> AdapterRegistry:
     settings.home.mkdir(parents=True, exist_ok=True)
-    bases = {engine.base_name: _base_spec(engine) for engine in engines if engine.slots}
+
+    def bases() -> dict[str, BaseModelSpec]:
+        # Asked at each registration: a remote engine tells its base, and a hub model is fetched, after the start.
+        return {engine.base_name: _base_spec(engine) for engine in engines if engine.slots}
+
     return AdapterRegistry(open_database(settings.database), settings.home, bases=bases)
 
 
 def _base_spec(engine: Engine) -> BaseModelSpec:
     """What adapters of `engine` must match; without shapes where the engine's weights are not on this machine."""
-    if engine.model_path is None:
-        return BaseModelSpec(engine.base_name, tuple(engine.base_aliases), max_lora_rank=engine.max_lora_rank)
-    return BaseModelSpec.from_folder(
-        engine.model_path, engine.base_name, engine.base_aliases, max_lora_rank=engine.max_lora_rank
-    )
+    if engine.model_path is not None:
+        try:
+            return BaseModelSpec.from_folder(
+                engine.model_path, engine.base_name, engine.base_aliases, max_lora_rank=engine.max_lora_rank
+            )
+        except SourceError as error:
+            log.warning("adapters of %s are checked without its shapes: %s", engine.base_name, error.message)
+    return BaseModelSpec(engine.base_name, tuple(engine.base_aliases), max_lora_rank=engine.max_lora_rank)
 
 
 def _register_demo(registry: AdapterRegistry, settings: Settings) -> None:

@@ -29,6 +29,7 @@ from serving.errors import AdapterLoadFailed, ServingError
 from serving.fleet import LocalFleet
 from serving.metrics import Metrics
 from serving.residency import Patience, StillCold
+from serving.tasks import keep_running
 
 log = logging.getLogger(__name__)
 
@@ -56,8 +57,10 @@ class ControlServer:
         await self.fleet.start()
         await self.refresh()
         self._server = await asyncio.start_unix_server(self._serve_worker, str(self._path))
-        loop = asyncio.get_running_loop()
-        self._tasks = [loop.create_task(self._tell_changes()), loop.create_task(self._keep_fresh())]
+        self._tasks = [
+            keep_running("telling workers", self._tell_changes),
+            keep_running("registry refresh", self._keep_fresh),
+        ]
 
     async def stop(self) -> None:
         """Stop listening, then the fleet; workers have ended before."""

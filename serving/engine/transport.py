@@ -5,21 +5,20 @@ byte closes the connection, which is how vLLM is told to stop working on it.
 
 A connection that the engine closes while it lies idle can race with a request sent on it. With our own engine that
 cannot be: it keeps idle connections for ten times as long as we do. Elsewhere (`retry_stale`) a request is sent a
-second time, once and on a new connection, if a kept one closed within a second with no byte of an answer; inference
-has no side effects, so even one that was received and lost may run again.
+second time, once, if the connection closed within a second with no byte of an answer; inference has no side effects,
+so even one that was received and lost may run again.
 """
 
 from __future__ import annotations
 
 import asyncio
-import re
-import ssl
+import time
 from collections.abc import AsyncIterator, Mapping
 from types import TracebackType
 from typing import Self
-from urllib.parse import urlsplit
 
-from serving.engine.http1 import Answer, Connection, ConnectionLost, Silent
+import aiohttp
+
 from serving.errors import EngineTimeout, EngineUnavailable, ServingError
 
 KEEPALIVE_S = 60.0
@@ -27,9 +26,9 @@ CONNECT_TIMEOUT_S = 10.0
 STALE_WITHIN_S = 1.0
 HTTP_OK = 200
 METRICS_TIMEOUT_S = 5.0
-SWEEP_EVERY_S = 1.0
+READ_BUFFER = 1 << 17
+MAX_LINE = 1 << 16
 DEFAULT_HEADERS = {"content-type": "application/json", "accept-encoding": "identity", "user-agent": "loradock"}
-UNSAFE = re.compile(r"[\x00-\x20\x7f]")
 
 
 class Transport:
@@ -52,27 +51,52 @@ class Transport:
         self.retry_stale = retry_stale
         self.headers = DEFAULT_HEADERS | dict(headers or {})
         self._keepalive_s = keepalive_s
-        self._request_timeout_s = request_timeout_s
-        self._url = urlsplit(base_url)
-        self._head_end = head_lines({"host": self._url.netloc} | self.headers)
-        self._connections: set[Connection] = set()
-        self._idle: list[Connection] = []
-        self._sweep: asyncio.TimerHandle | None = None
+        self.request_timeout_s = request_timeout_s
+        self._session: aiohttp.ClientSession | None = None
+
+    @property
+    def session(self) -> aiohttp.ClientSession:
+        """The pool, opened on first use."""
+        if self._session is None:
+            self._session = self._open_session()
+        return self._session
+
+    def _open_session(self) -> aiohttp.ClientSession:
+        connector: aiohttp.BaseConnector
+        if self.socket_path is not None:
+            connector = aiohttp.UnixConnector(self.socket_path, limit=0, keepalive_timeout=self._keepalive_s)
+        else:
+            connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=self._keepalive_s)
+        return aiohttp.ClientSession(
+            connector=connector,
+            headers=self.headers,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+            trust_env=False,
+            read_bufsize=READ_BUFFER,
+            max_line_size=MAX_LINE,
+            max_field_size=MAX_LINE,
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=self.request_timeout_s),
+        )
 
     def open(self, path: str, body: bytes, headers: Mapping[str, str] | None = None) -> OpenRequest:
         """POST `body`; see `Engine.open`."""
-        return OpenRequest(self, self.request("POST", path, body, headers))
+        return OpenRequest(self, path, body, headers)
 
     async def fetch(
-        self, method: str, path: str, *, body: bytes = b"", timeout_s: float | None = None
+        self, method: str, path: str, *, body: bytes | None = None, timeout_s: float | None = None
     ) -> tuple[int, bytes]:
         """Status and whole body of one request, within `timeout_s` seconds. Raises EngineUnavailable, EngineTimeout."""
+        limit = aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_TIMEOUT_S)
         try:
-            async with asyncio.timeout(timeout_s):
-                async with OpenRequest(self, self.request(method, path, body, None)) as response:
-                    return response.status, await response.read()
+            async with self.session.request(
+                method, self.base_url + path, data=body, timeout=limit, allow_redirects=False
+            ) as response:
+                return response.status, await response.read()
         except TimeoutError as error:
-            raise EngineTimeout(f"engine {self.name} has not answered within {timeout_s:g} s") from error
+            raise EngineTimeout(f"engine {self.name} has not answered within {timeout_s} s") from error
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise translate(self.name, error) from error
 
     async def fetch_metrics(self, timeout_s: float = METRICS_TIMEOUT_S) -> bytes:
         """The engine's Prometheus text; empty where it has none or does not answer."""
@@ -88,175 +112,119 @@ class Transport:
         self.socket_path = socket_path
 
     async def close(self) -> None:
-        """Close every connection; what is in flight fails."""
-        if self._sweep is not None:
-            self._sweep.cancel()
-            self._sweep = None
-        for connection in tuple(self._connections):
-            connection.fail(ConnectionLost("the connection was closed", untouched=False))
-        self._idle.clear()
-        await asyncio.sleep(0)
-
-    def request(self, method: str, path: str, body: bytes, headers: Mapping[str, str] | None) -> bytes:
-        """The bytes of a request. Raises ValueError for a path or header that would break out of its line."""
-        if UNSAFE.search(path):
-            raise ValueError("a path must not hold white space or control characters")
-        more = head_lines(headers) if headers else ""
-        length = len(body)
-        head = f"{method} {self._url.path}{path} HTTP/1.1\r\n{more}{self._head_end}content-length: {length}\r\n\r\n"
-        return head.encode("latin-1") + body
-
-    def kept(self) -> Connection | None:
-        """An idle connection that has not grown too old, the latest used first."""
-        oldest = asyncio.get_running_loop().time() - self._keepalive_s
-        while self._idle:
-            connection = self._idle.pop()
-            if not connection.closed and connection.active_at >= oldest:
-                return connection
-            connection.abort()
-        return None
-
-    async def connect(self) -> Connection:
-        """A new connection. Raises OSError, TimeoutError."""
-        loop = asyncio.get_running_loop()
-        async with asyncio.timeout(CONNECT_TIMEOUT_S):
-            if self.socket_path is not None:
-                _, connection = await loop.create_unix_connection(self._new, self.socket_path)
-            else:
-                secure = self._url.scheme == "https"
-                port = self._url.port or (443 if secure else 80)
-                context = ssl.create_default_context() if secure else None
-                _, connection = await loop.create_connection(self._new, self._url.hostname or "", port, ssl=context)
-        self._connections.add(connection)
-        if self._sweep is None:
-            self._plan_sweep(loop)
-        return connection
-
-    def _new(self) -> Connection:
-        return Connection(self._idle.append, self._connections.discard)
-
-    def _plan_sweep(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._sweep = loop.call_later(min(SWEEP_EVERY_S, self._request_timeout_s / 4), self._end_silent, loop)
-
-    def _end_silent(self, loop: asyncio.AbstractEventLoop) -> None:
-        """End the requests that have waited too long, and the connections that have been idle too long."""
-        now = loop.time()
-        for connection in tuple(self._connections):
-            if connection.waits and now - connection.active_at > self._request_timeout_s:
-                connection.fail(Silent("nothing came for too long"))
-        too_old = now - self._keepalive_s
-        while self._idle and self._idle[0].active_at < too_old:
-            self._idle.pop(0).abort()
-        self._sweep = None
-        if self._connections:
-            self._plan_sweep(loop)
+        """Close every connection."""
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
 
 
 class OpenRequest:
     """One request; entering it sends and waits for the head of the answer."""
 
-    __slots__ = ("_answer", "_connection", "_data", "_transport")
+    __slots__ = ("_body", "_headers", "_path", "_response", "_transport")
 
-    def __init__(self, transport: Transport, data: bytes) -> None:
+    def __init__(self, transport: Transport, path: str, body: bytes, headers: Mapping[str, str] | None) -> None:
         self._transport = transport
-        self._data = data
-        self._connection: Connection | None = None
-        self._answer: Answer | None = None
+        self._path = path
+        self._body = body
+        self._headers = headers
+        self._response: aiohttp.ClientResponse | None = None
 
     async def __aenter__(self) -> TransportResponse:
         transport = self._transport
-        kept = transport.kept()
+        sent_at = time.monotonic()
         try:
-            connection = kept or await transport.connect()
-            try:
-                answer = await self._send(connection)
-            except ConnectionLost as error:
-                if kept is None or not transport.retry_stale or not self._was_stale(error, connection):
-                    raise
-                answer = await self._send(await transport.connect())
-        except (OSError, TimeoutError) as error:
+            self._response = await self._send()
+        except aiohttp.ClientConnectionError as error:
+            if not (transport.retry_stale and is_stale(error) and time.monotonic() - sent_at < STALE_WITHIN_S):
+                raise translate(transport.name, error) from error
+            self._response = await self._send_again()
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise translate(transport.name, error) from error
-        return TransportResponse(transport.name, answer)
+        return TransportResponse(transport, self._response)
 
-    async def _send(self, connection: Connection) -> Answer:
-        self._connection = connection
-        self._answer = answer = connection.send(self._data)
+    async def _send(self) -> aiohttp.ClientResponse:
+        transport = self._transport
+        return await transport.session.post(
+            transport.base_url + self._path, data=self._body, headers=self._headers, allow_redirects=False
+        )
+
+    async def _send_again(self) -> aiohttp.ClientResponse:
         try:
-            await answer.head()
-        except BaseException:
-            connection.abort()
-            raise
-        return answer
-
-    def _was_stale(self, error: ConnectionLost, connection: Connection) -> bool:
-        return error.untouched and asyncio.get_running_loop().time() - connection.active_at < STALE_WITHIN_S
+            return await self._send()
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise translate(self._transport.name, error) from error
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._connection is not None and self._answer is not None and not self._answer.complete:
-            self._connection.abort()
+        response = self._response
+        if response is not None:
+            if response.content.is_eof():
+                response.release()
+            else:
+                response.close()
 
 
 class TransportResponse:
-    """An answer whose body has not been read; see `EngineResponse`. Names of `headers` are in lower case."""
+    """An answer whose body has not been read; see `EngineResponse`."""
 
-    __slots__ = ("_answer", "_name", "headers", "status")
+    __slots__ = ("_name", "_response", "_silence_s", "headers", "status")
 
-    def __init__(self, name: str, answer: Answer) -> None:
-        self._name = name
-        self._answer = answer
-        self.status = answer.status
-        self.headers: Mapping[str, str] = answer.headers
+    def __init__(self, transport: Transport, response: aiohttp.ClientResponse) -> None:
+        self._name = transport.name
+        self._silence_s = transport.request_timeout_s
+        self._response = response
+        self.status = response.status
+        self.headers: Mapping[str, str] = response.headers
 
     async def read(self) -> bytes:
         """The whole body."""
-        try:
-            return await self._answer.whole()
-        except OSError as error:
-            raise translate(self._name, error) from error
+        return b"".join([piece async for piece in self.chunks()])
 
     def chunks(self) -> AsyncIterator[bytes]:
         """The body as it arrives."""
-        return Chunks(self._name, self._answer)
+        return Chunks(self._name, self._response.content, self._silence_s)
 
 
 class Chunks:
     """Pieces of a body; a class because a generator costs more and must be closed."""
 
-    __slots__ = ("_answer", "_name")
+    __slots__ = ("_content", "_name", "_silence_s")
 
-    def __init__(self, name: str, answer: Answer) -> None:
+    def __init__(self, name: str, content: aiohttp.StreamReader, silence_s: float) -> None:
         self._name = name
-        self._answer = answer
+        self._content = content
+        self._silence_s = silence_s
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> bytes:
         try:
-            piece = await self._answer.piece()
-        except OSError as error:
+            # aiohttp's own limit does not cover a body that it cannot parse: its reader then waits for ever.
+            async with asyncio.timeout(self._silence_s):
+                chunk = await self._content.readany()
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise translate(self._name, error) from error
-        if not piece:
+        if not chunk:
             raise StopAsyncIteration
-        return piece
+        return chunk
 
 
-def head_lines(headers: Mapping[str, str]) -> str:
-    """Header lines. Raises ValueError for a name or value that would break out of its line."""
-    for name, value in headers.items():
-        if UNSAFE.search(name) or ":" in name or "\r" in value or "\n" in value or "\0" in value:
-            raise ValueError(f"header {name!r} cannot be sent")
-    return "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
+def is_stale(error: aiohttp.ClientConnectionError) -> bool:
+    """Whether the peer closed the connection before any byte of an answer."""
+    return isinstance(error, aiohttp.ServerDisconnectedError) or (
+        isinstance(error, aiohttp.ClientOSError) and isinstance(error.__cause__ or error, ConnectionResetError)
+    )
 
 
 def translate(name: str, error: BaseException) -> ServingError:
     """The error of ours that `error` means to a client."""
-    if isinstance(error, Silent):
-        return EngineTimeout(f"engine {name} has not sent anything for too long")
-    if isinstance(error, TimeoutError):
+    if isinstance(error, aiohttp.ConnectionTimeoutError):
         return EngineUnavailable(f"engine {name} does not accept connections")
-    if isinstance(error, ConnectionLost):
-        return EngineUnavailable(f"engine {name} went away while it answered")
-    return EngineUnavailable(f"engine {name} cannot be reached")
+    if isinstance(error, TimeoutError):
+        return EngineTimeout(f"engine {name} has not sent anything for too long")
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return EngineUnavailable(f"engine {name} cannot be reached")
+    return EngineUnavailable(f"engine {name} went away while it answered")

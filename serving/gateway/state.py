@@ -24,6 +24,7 @@ from serving.fleet import Fleet, engine_of
 from serving.metrics import Metrics
 from serving.recorder import Recorder
 from serving.residency import AdapterState
+from serving.tasks import keep_running
 
 COLLECT_S = 600.0
 """How often the files of retired adapters are looked for."""
@@ -74,7 +75,7 @@ class Gateway:
         await self.fleet.start()
         self.recorder.start()
         await self.refresh()
-        self._refresher = asyncio.get_running_loop().create_task(self._keep_fresh(), name="registry refresh")
+        self._refresher = keep_running("registry refresh", self._keep_fresh)
 
     async def stop(self) -> None:
         """End everything; requests have ended before."""

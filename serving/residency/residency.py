@@ -14,6 +14,7 @@ from serving.engine.base import Engine, EngineState, EngineStatus
 from serving.errors import AdapterLoadFailed, EngineUnavailable, Overloaded, ServingError
 from serving.residency.hold import Hold, Patience, StillCold
 from serving.residency.slots import AdapterState, Entry, SlotCache
+from serving.tasks import keep_running
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +65,7 @@ class Residency:
     def start(self) -> None:
         """Begin to load what is asked for."""
         if self._loader is None:
-            self._loader = asyncio.get_running_loop().create_task(self._run(), name=f"residency {self.engine.name}")
+            self._loader = keep_running(f"residency {self.engine.name}", self._run)
 
     async def stop(self) -> None:
         """End loading; requests that wait get EngineUnavailable."""
@@ -99,6 +100,8 @@ class Residency:
             return
         entry.in_flight -= 1
         if entry.in_flight == 0:
+            if entry.leaving:
+                self._drain(entry)
             self._changed.set()
 
     async def await_ready(self, entry: Entry, patience: Patience) -> None:
@@ -146,6 +149,8 @@ class Residency:
             entry.pinned = name in served and served[name].pinned
             if name not in served:
                 self._drain(entry)
+            else:
+                entry.leaving = False
         for adapter in served.values():
             if adapter.pinned:
                 entry = self._entry(adapter)
@@ -208,6 +213,8 @@ class Residency:
             ready.set_exception(error)
 
     def _drain(self, entry: Entry) -> None:
+        """Let `entry` leave: now, or once the load under way has served those who wait for it."""
+        entry.leaving = entry.state in (AdapterState.STAGING, AdapterState.STAGED, AdapterState.LOADING)
         if entry.state is AdapterState.READY:
             entry.state = AdapterState.DRAINING
         elif entry.state is AdapterState.ABSENT and entry.adapter.engine_name in self._entries:
@@ -288,6 +295,8 @@ class Residency:
         self.slots[entry.adapter.engine_name] = entry
         self.slots.touch(entry)
         self._resolve(entry)
+        if entry.leaving and entry.waiters == 0:
+            self._drain(entry)
 
     @staticmethod
     def _stage(adapter: AdapterVersion) -> None:

@@ -33,6 +33,8 @@ class Entry:
     pinned: bool = False
     wanted: bool = False
     """a load was asked for on its own account: prefetch, pin, or `load`"""
+    leaving: bool = False
+    """asked to go while it was on its way in: it drains as soon as nobody uses it"""
     ready: asyncio.Future[None] | None = None
     """resolved when the present load ends; None when none is asked for"""
     priority: float = 0.0

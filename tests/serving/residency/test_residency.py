@@ -221,6 +221,19 @@ async def test_what_the_registry_no_longer_serves_drains(make_adapter: Make) -> 
         assert residency.find(adapter.engine_name) is None
 
 
+async def test_an_adapter_retired_while_it_loads_serves_who_waits_and_then_leaves(make_adapter: Make) -> None:
+    engine, adapter = SlotEngine(load_s=0.05), make_adapter(1)
+    async with running(engine) as residency:
+        waiting = asyncio.create_task(residency.hold(adapter, WAIT).__aenter__())
+        await asyncio.sleep(0.02)
+        residency.sync([])
+        held = await waiting
+        assert adapter.engine_name in engine.loaded
+        await held.__aexit__(None, None, None)
+        await asyncio.sleep(0.05)
+        assert not engine.loaded
+
+
 async def test_an_unloaded_adapter_that_is_asked_for_again_comes_back(make_adapter: Make) -> None:
     engine, adapter = SlotEngine(), make_adapter(1)
     async with running(engine) as residency:
