@@ -95,7 +95,7 @@ class Transport:
                 return response.status, await response.read()
         except TimeoutError as error:
             raise EngineTimeout(f"engine {self.name} has not answered within {timeout_s} s") from error
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        except (aiohttp.ClientError, OSError) as error:
             raise translate(self.name, error) from error
 
     async def fetch_metrics(self, timeout_s: float = METRICS_TIMEOUT_S) -> bytes:

@@ -22,9 +22,13 @@ class ClientGone(Exception):
 
 
 class Reply:
-    """The answer on its way out. `status` is 0 until it begins, and the error's once a stream has failed."""
+    """The answer on its way out.
 
-    __slots__ = ("_send", "failed", "finished", "headers", "status")
+    `route` holds the `x-loradock-*` headers as far as they are known; `status` is 0 until the answer begins, and the
+    error's once a stream has failed.
+    """
+
+    __slots__ = ("_send", "failed", "finished", "headers", "route", "status")
 
     def __init__(self, send: Send, request_id: str) -> None:
         self._send = send
@@ -32,6 +36,7 @@ class Reply:
         self.failed = False
         self.finished = False
         self.headers: list[tuple[bytes, bytes]] = [(b"x-request-id", request_id.encode())]
+        self.route: dict[bytes, bytes] = {}
 
     async def whole(self, status: int, body: bytes, content_type: bytes = JSON) -> None:
         """Send a complete answer."""
@@ -67,7 +72,7 @@ class Reply:
 
     async def _start(self, status: int, content_type: bytes, more: list[tuple[bytes, bytes]]) -> None:
         self.status = status
-        headers = [(b"content-type", content_type), *more, *self.headers]
+        headers = [(b"content-type", content_type), *more, *self.headers, *self.route.items()]
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
 
 

@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from starlette.types import Receive, Scope, Send
 
-from router import Task
+from router import Decision, Task
 from serving.engine.base import EngineResponse
 from serving.errors import EngineUnavailable, ServingError
 from serving.gateway.body import ParsedBody, read_body
@@ -93,6 +93,7 @@ class _Exchange:
 
     async def _answer(self, body: ParsedBody, task: Task) -> None:
         decision = self.gateway.decide(task)
+        self.reply.route = _told(decision)  # an error from here on tells the route as well
         async with hold(self.gateway, decision) as target:  # held until the last byte
             self._dispatching(target)
             # The Responses API tells its usage by itself; elsewhere ours is asked for where the client's is not.
@@ -106,17 +107,11 @@ class _Exchange:
         self.target = target
         decision = target.decision
         self._overhead_s = time.perf_counter() - self._received - target.waited_s
-        self.reply.headers.extend(
-            (
-                (b"x-loradock-model", target.engine.base_name.encode()),
-                (b"x-loradock-adapter", target.adapter_name.encode()),
-                (b"x-loradock-agent", _header_value(decision.agent)),
-                (b"x-loradock-difficulty", b"%.3f" % decision.difficulty),
-                (b"x-loradock-reason", target.reason.encode()),
-                (b"x-loradock-adapter-state", target.adapter_state.encode()),
-                (b"x-loradock-overhead-ms", b"%.3f" % (1e3 * self._overhead_s)),
-            )
-        )
+        route = self.reply.route
+        route[b"x-loradock-adapter"] = target.adapter_name.encode()
+        route[b"x-loradock-reason"] = target.reason.encode()
+        route[b"x-loradock-adapter-state"] = target.adapter_state.encode()
+        route[b"x-loradock-overhead-ms"] = b"%.3f" % (1e3 * self._overhead_s)
         self.gateway.metrics.route(
             target.reason, self.gateway.known_agent(decision.agent), self._overhead_s, target.waited_s
         )
@@ -197,6 +192,18 @@ class _Exchange:
                     metadata=self._body.metadata,
                 )
             )
+
+
+def _told(decision: Decision) -> dict[bytes, bytes]:
+    """The headers of a decision on which nothing has been done yet."""
+    return {
+        b"x-loradock-model": decision.base.encode(),
+        b"x-loradock-adapter": b"none",
+        b"x-loradock-agent": _header_value(decision.agent),
+        b"x-loradock-difficulty": b"%.3f" % decision.difficulty,
+        b"x-loradock-reason": decision.reason.encode(),
+        b"x-loradock-adapter-state": b"none",
+    }
 
 
 def _header_value(agent: str | None) -> bytes:

@@ -9,6 +9,9 @@ import re
 
 import msgspec
 
+from serving.errors import EngineUnavailable
+
+MAX_EVENT_BYTES = 16 << 20
 _DONE = re.compile(rb"^data: ?\[DONE\]", re.MULTILINE)
 _MODEL = re.compile(rb'"model"\s*:\s*"((?:[^"\\]|\\.)*)"')
 _EVENT_END = re.compile(rb"\r?\n\r?\n")
@@ -92,6 +95,8 @@ class StreamRewriter:
                 crlf = data.rfind(b"\r\n\r\n")
                 end = crlf + 4 if crlf >= 0 else 0
             self._rest = data[end:]
+            if len(self._rest) > MAX_EVENT_BYTES:
+                raise EngineUnavailable(f"the engine sent {MAX_EVENT_BYTES} bytes without ending an event")
             data = data[:end]
             if not data:
                 return b""

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from serving.errors import EngineUnavailable
 from serving.gateway.rewrite import ModelRewriter, StreamRewriter, Usage, read_usage
 
 ENGINE = "support-agent@0123456789ab"
@@ -52,6 +53,13 @@ def test_usage_beside_choices_is_never_dropped() -> None:
     both = b'data: {"model":"m","choices":[{"index":0}],"usage":{"prompt_tokens":1,"completion_tokens":2}}\n\n'
     assert b'"choices"' in rewriter.feed(both)
     assert rewriter.usage == Usage(1, 2)
+
+
+def test_an_event_without_an_end_is_not_gathered_for_ever() -> None:
+    rewriter = StreamRewriter("a", "m", drop_usage=True)
+    with pytest.raises(EngineUnavailable, match="without ending an event"):
+        for _ in range(20):
+            rewriter.feed(b"x" * (1 << 20))
 
 
 def test_whole_events_are_not_held_back() -> None:
