@@ -33,7 +33,7 @@ from bench.targets import ALL, REAL, Target, find_litellm, running
 CONCURRENCIES = (1, 16, 64)
 OPEN_RATE = 200.0
 LOAD_TIMEOUT_S = 120.0
-REAL_SECONDS = 8.0
+REAL_SECONDS = 4.0
 """window of a closed loop on the real engine, whose answers take long on a CPU"""
 
 

@@ -13,30 +13,25 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 import random
-import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import httpx
 
-from bench.environment import ROOT
-from bench.processes import Child, free_port
 from bench.report import Bar, publish, result
+from bench.server import served
 from configs.embedded import ADAPTERS
 from training.demo.variants import make_variant
 
 PROMPT = "My card was charged twice and the parcel never came. What now?"
 TOKENS = 16
 SOURCE = "support-agent"
-START_S = 180.0
 HERD = 100
 GONE = 404
 
@@ -91,37 +86,6 @@ class Endpoint:
 def text_of(answer: httpx.Response) -> str:
     """The completion."""
     return str(answer.json()["choices"][0]["message"]["content"])
-
-
-@asynccontextmanager
-async def served(folder: Path, slots: int) -> AsyncIterator[Endpoint]:
-    """A server of its own on the embedded base with `slots` slots, ready."""
-    port = free_port()
-    settings = {
-        "LORADOCK_HOME": str(folder / "home"),
-        "LORADOCK_PORT": str(port),
-        "LORADOCK_ENGINES": json.dumps([{"name": "base", "slots": slots}]),
-        "LORADOCK_COLD_POLICY": "wait",
-        "LORADOCK_DEMO": "false",
-    }
-    command = [sys.executable, "-m", "serving.cli", "serve"]
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("LORADOCK_")}
-    with Child(command, folder / "server.log", env=kept | settings, cwd=ROOT) as child:
-        limits = httpx.Limits(max_connections=None)
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=120, limits=limits) as client:
-            deadline = time.monotonic() + START_S
-            while not await _is_ready(client):
-                if not child.running() or time.monotonic() > deadline:
-                    raise child.failed("did not become ready")
-                await asyncio.sleep(0.5)
-            yield Endpoint(client)
-
-
-async def _is_ready(client: httpx.AsyncClient) -> bool:
-    try:
-        return (await client.get("/ready")).status_code == httpx.codes.OK
-    except httpx.TransportError:
-        return False
 
 
 async def herd(endpoint: Endpoint, model: str) -> dict[str, int]:
@@ -203,7 +167,9 @@ async def measure(requests: int, adapters: int, slots: int, seed: int) -> tuple[
     """The whole bench."""
     with tempfile.TemporaryDirectory(prefix="loradock-zipf-") as temporary:
         folder = Path(temporary)
-        async with served(folder, slots) as endpoint:
+        settings = {"ENGINES": json.dumps([{"name": "base", "slots": slots}]), "COLD_POLICY": "wait", "DEMO": "false"}
+        async with served(folder, settings) as client:
+            endpoint = Endpoint(client)
             models, churn = await prepare(endpoint, folder, adapters)
             crowd = await herd(endpoint, next(iter(models)))
             tally = await zipf(endpoint, models, churn, requests, seed)

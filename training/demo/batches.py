@@ -17,8 +17,6 @@ IGNORED = -100
 """label of tokens without loss, as in torch and transformers"""
 _BUCKET = 64
 """batches sorted by length together; the order within is shuffled again"""
-WIDTH_STEP = 32
-"""padded lengths are multiples of this: kernels that are built for a shape serve many batches"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,31 +68,23 @@ def batches(rows: Sequence[Encoded], tokens_per_batch: int, seed: int) -> Iterat
 
 
 def _split(rows: Sequence[Encoded], tokens_per_batch: int) -> list[list[Encoded]]:
-    """Cut rows of rising length into batches of one padded length each."""
+    """Cut rows of rising length into batches; the longest of a batch is its last."""
     out: list[list[Encoded]] = []
-    last_width = 0
     for row in rows:
-        width = padded_width(row)
-        if width != last_width or width * (len(out[-1]) + 1) > tokens_per_batch:
+        if not out or len(row.ids) * (len(out[-1]) + 1) > tokens_per_batch:
             out.append([])
         out[-1].append(row)
-        last_width = width
     return out
 
 
-def padded_width(row: Encoded) -> int:
-    """The row's length, rounded up to a multiple of `WIDTH_STEP`."""
-    return -(-len(row.ids) // WIDTH_STEP) * WIDTH_STEP
-
-
 def collate(rows: Sequence[Encoded], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Input ids and labels, both int64 of shape (rows, longest padded width), padded on the right.
+    """Input ids and labels, both int64 of shape (rows, longest row), padded on the right.
 
     A causal model needs no attention mask then: no token sees the padding behind it.
     """
     import torch
 
-    width = max(padded_width(row) for row in rows)
+    width = max(len(row.ids) for row in rows)
     ids = torch.full((len(rows), width), pad)
     labels = torch.full((len(rows), width), IGNORED)
     for index, row in enumerate(rows):
