@@ -17,6 +17,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from configs.settings import NAME_PATTERN, SettingsError, one_line
+from configs.training import TrainingPreset
 
 MAX_PRESET_BYTES = 1 << 20
 
@@ -66,6 +67,7 @@ class AgentPreset(BaseModel):
     )
     recognise: Recognition = Recognition()
     routing: Routing = Routing()
+    training: TrainingPreset = TrainingPreset()
 
 
 class PresetFile(Protocol):

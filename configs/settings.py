@@ -19,6 +19,8 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
+from configs.training import TrainingSettings
+
 ENV_PREFIX = "LORADOCK_"
 API_KEY_VARIABLE = "LORADOCK_API_KEY"
 """key that commands send to a server; of the client, so not a setting"""
@@ -128,6 +130,7 @@ class Settings(BaseSettings):
     api_keys_file: Path | None = Field(None, description="TOML file of hashed API keys; default: `home`/api_keys.toml")
     agents_dir: Path | None = Field(None, description="folder of further agent presets (YAML)")
     demo: bool = Field(True, description="register the demo adapters when the embedded base is served")
+    training: TrainingSettings = Field(TrainingSettings(), description="CaseBank, training and gate; see its own keys")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="verbosity of the log")
 
     @field_validator("home", "api_keys_file", "agents_dir", mode="after")
