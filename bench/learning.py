@@ -1,0 +1,208 @@
+"""What the whole loop is worth on real data: import, train, gate, promote, then the test split through the endpoint.
+
+    python -m bench.learning --data FOLDER [--sets support,legal,security] [--out bench/results/learning.json]
+
+FOLDER holds the public sets that `SETS` names (gzip CSV with text, label and for some split); they are not part of this
+project. Only training rows are imported; the test split is read by `loradock adapters bench` alone. Beside the adapter
+stand its base, the majority class, and TF-IDF of words and word pairs with logistic regression (C=10).
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import csv
+import gzip
+import json
+import os
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+from rich.table import Table
+
+from bench.environment import ROOT
+from bench.report import Bar, publish, result
+from bench.server import served
+
+TRAIN_TIMEOUT_S = 4 * 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class DataSet:
+    """One set: its files, and the agent that learns it."""
+
+    agent: str
+    train: str
+    test: str
+
+
+SETS = {
+    "support": DataSet("banking-agent", "support_banking77_train.csv.gz", "support_banking77_test.csv.gz"),
+    "legal": DataSet("clauses-agent", "legal_cuad.csv.gz", "legal_cuad.csv.gz"),
+    "security": DataSet("cwe-agent", "security_vulnrichment.csv.gz", "security_vulnrichment.csv.gz"),
+}
+LEAST_RIGHT = {"support": 0.8}
+
+Rows = list[tuple[str, str]]
+
+
+def read(path: Path, split: str) -> Rows:
+    """Texts and labels of one split; every row where the file has no column `split`."""
+    with gzip.open(path, "rt", newline="", encoding="utf-8") as stream:
+        return [(row["text"], row["label"]) for row in csv.DictReader(stream) if row.get("split", split) == split]
+
+
+def write(path: Path, rows: Rows) -> Path:
+    """A gzip CSV with the columns that imports and benches read."""
+    with gzip.open(path, "wt", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(("text", "label"))
+        writer.writerows(rows)
+    return path
+
+
+def baselines(train: Rows, test: Rows) -> dict[str, dict[str, float]]:
+    """Accuracy and macro-F1 of the majority class and of TF-IDF with logistic regression."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+
+    truth = [label for _, label in test]
+    majority = Counter(label for _, label in train).most_common(1)[0][0]
+    model = make_pipeline(
+        TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True), LogisticRegression(C=10, max_iter=1000)
+    )
+    model.fit([text for text, _ in train], [label for _, label in train])
+    return {
+        "majority": _scores(truth, [majority] * len(truth)),
+        "tfidf": _scores(truth, list(model.predict([text for text, _ in test]))),
+    }
+
+
+def _scores(truth: Sequence[str], told: Sequence[str]) -> dict[str, float]:
+    from sklearn.metrics import accuracy_score, f1_score
+
+    macro = f1_score(truth, told, average="macro", zero_division=0)
+    return {"accuracy": round(float(accuracy_score(truth, told)), 4), "macro_f1": round(float(macro), 4)}
+
+
+async def command(env: Mapping[str, str], *arguments: str) -> dict[str, Any]:
+    """What a `loradock` command prints with `--json`. Raises RuntimeError with its last lines when it fails."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "serving.cli",
+        *arguments,
+        "--json",
+        cwd=ROOT,
+        env=env,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    out, err = await asyncio.wait_for(process.communicate(), TRAIN_TIMEOUT_S)
+    if process.returncode:
+        raise RuntimeError(f"loradock {' '.join(arguments)} failed:\n{err.decode()[-2000:]}")
+    answer: dict[str, Any] = json.loads(out)
+    return answer
+
+
+async def learn(name: str, data: Path, folder: Path, env: Mapping[str, str]) -> dict[str, Any]:
+    """One set, from import to score."""
+    chosen = SETS[name]
+    train, test = read(data / chosen.train, "train"), read(data / chosen.test, "test")
+    train_file, test_file = (
+        write(folder / f"{name}-{split}.csv.gz", rows) for split, rows in (("train", train), ("test", test))
+    )
+    began = time.monotonic()
+    imported = await command(
+        env, "cases", "import", str(train_file), "--agent", chosen.agent, "--format", "classification"
+    )
+    import_s = time.monotonic() - began
+    trained = await command(env, "train", "run", "--agent", chosen.agent, "--wait")
+    scored = await command(env, "adapters", "bench", chosen.agent, "--data", str(test_file))
+    return {
+        "set": name,
+        "train_rows": len(train),
+        "test_rows": len(test),
+        "labels": len({label for _, label in train}),
+        "import_s": round(import_s, 1),
+        "imported": imported,
+        "trained": trained,
+        "adapter": scored,
+        **baselines(train, test),
+    }
+
+
+async def measure(names: Sequence[str], data: Path, settings: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Start a server whose own triggers stay still, and learn set after set."""
+    with tempfile.TemporaryDirectory(prefix="loradock-learning-") as temporary:
+        folder = Path(temporary)
+        chosen = {"COLD_POLICY": "wait", "DEMO": "false", "TRAINING__TRIGGER_MIN_CASES": "1000000000", **settings}
+        async with served(folder, chosen) as client:
+            env = _environment(client, folder, chosen)
+            return [await learn(name, data, folder, env) for name in names]
+
+
+def _environment(client: httpx.AsyncClient, folder: Path, settings: Mapping[str, str]) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("LORADOCK_")}
+    own = {"HOME": str(folder / "home"), "PORT": str(client.base_url.port), **settings}
+    return kept | {f"LORADOCK_{name}": value for name, value in own.items()}
+
+
+def table(records: Sequence[Mapping[str, Any]]) -> Table:
+    """Accuracy and macro-F1, a line a set."""
+    drawn = Table(title="test split, accuracy / macro-F1 in %", title_justify="left")
+    for heading in ("set", "rows", "labels", "adapter", "base", "majority", "TF-IDF + LR", "training"):
+        drawn.add_column(heading, justify="left" if heading == "set" else "right")
+    for record in records:
+        adapter = record["adapter"]
+        drawn.add_row(
+            record["set"],
+            str(record["test_rows"]),
+            str(record["labels"]),
+            f"{100 * adapter['accuracy']:.1f} / {100 * adapter['macro_f1']:.1f}",
+            f"{100 * adapter['base_accuracy']:.1f}",
+            *(
+                f"{100 * record[name]['accuracy']:.1f} / {100 * record[name]['macro_f1']:.1f}"
+                for name in ("majority", "tfidf")
+            ),
+            f"{record['trained']['seconds']:.0f} s",
+        )
+    return drawn
+
+
+def bars(records: Sequence[Mapping[str, Any]]) -> list[Bar]:
+    """What has to be reached."""
+    made = [
+        Bar(f"{record['set']}: accuracy", record["adapter"]["accuracy"], LEAST_RIGHT[record["set"]], "", "at least")
+        for record in records
+        if record["set"] in LEAST_RIGHT
+    ]
+    gains = [record["adapter"]["accuracy"] - record["tfidf"]["accuracy"] for record in records]
+    made.append(Bar("best set: accuracy above TF-IDF", round(max(gains), 4) if gains else None, 0.0, "", "at least"))
+    return made
+
+
+def main() -> None:
+    """Run and print."""
+    parser = argparse.ArgumentParser(prog="bench.learning", description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="folder of the public sets")
+    parser.add_argument("--sets", default=",".join(SETS), help=f"comma-separated, of {', '.join(SETS)}")
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    names = arguments.sets.split(",")
+    if unknown := set(names) - set(SETS):
+        parser.error(f"unknown sets: {', '.join(sorted(unknown))}")
+    records = asyncio.run(measure(names, arguments.data, {}))
+    publish(result("learning", {"sets": names}, {"sets": records}, bars(records)), [table(records)], arguments.out)
+
+
+if __name__ == "__main__":
+    main()
