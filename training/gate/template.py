@@ -1,0 +1,134 @@
+"""Whether training and serving render conversations alike: to the byte, told by the tokens of the same rows.
+
+The trainer records the hash of its chat template and the tokens of a few rows as it rendered them; the gate has the
+endpoint render the same rows. A system prompt that one side adds, or a template that an engine was given on its command
+line, shows here rather than as an adapter that is worse in service than in training.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from training.gate.endpoint import Connection
+from training.gate.errors import RowsInvalid
+
+FILE = "template.json"
+SAMPLES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One row and its tokens: those of the prompt (with what opens the answer), and those of prompt and answer."""
+
+    messages: tuple[Mapping[str, Any], ...]
+    completion: str
+    tools: tuple[Mapping[str, Any], ...]
+    prompt_ids: tuple[int, ...]
+    ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TemplateRecord:
+    """How the trainer renders."""
+
+    sha256: str
+    samples: tuple[Sample, ...]
+
+    def write(self, folder: Path) -> Path:
+        """Write `template.json` into the folder."""
+        path = folder / FILE
+        path.write_text(json.dumps(asdict(self), ensure_ascii=False), encoding="utf-8")
+        return path
+
+
+@dataclass(frozen=True, slots=True)
+class TemplateCheck:
+    """`difference` tells the first row that the endpoint renders otherwise, None where all are alike."""
+
+    sha256: str
+    samples: int
+    difference: str | None
+
+    @property
+    def identical(self) -> bool:
+        """Whether all rows are alike."""
+        return self.difference is None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON."""
+        return {"identical": self.identical} | asdict(self)
+
+
+def record_template(tokenizer: Any, rows: Sequence[Mapping[str, Any]]) -> TemplateRecord:
+    """Render the first rows (`messages`, `completion`, `tools`) with the trainer's tokenizer (of transformers)."""
+    samples = tuple(_render(tokenizer, row) for row in rows[:SAMPLES])
+    return TemplateRecord(template_hash(tokenizer.chat_template), samples)
+
+
+def template_hash(template: str | None) -> str:
+    """sha256 of a chat template's text."""
+    return hashlib.sha256((template or "").encode()).hexdigest()
+
+
+def read_template(folder: Path) -> TemplateRecord:
+    """What `TemplateRecord.write` wrote. Raises RowsInvalid."""
+    path = folder / FILE
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        samples = tuple(Sample(**{key: _frozen(each[key]) for key in Sample.__slots__}) for each in document["samples"])
+        return TemplateRecord(document["sha256"], samples)
+    except OSError as error:
+        raise RowsInvalid(f"{path}: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise RowsInvalid(f"{path} is no record of a template: {error!r}") from None
+
+
+async def check_template(endpoint: Connection, model: str, record: TemplateRecord) -> TemplateCheck:
+    """Have the endpoint render the recorded rows for `model`, and compare."""
+    difference = None
+    for number, sample in enumerate(record.samples, 1):
+        difference = await _difference(endpoint, model, sample)
+        if difference is not None:
+            difference = f"row {number}: {difference}"
+            break
+    return TemplateCheck(record.sha256, len(record.samples), difference)
+
+
+async def _difference(endpoint: Connection, model: str, sample: Sample) -> str | None:
+    reply = await endpoint.answer(model, sample.messages, 1, sample.tools)
+    if (found := _first_difference("prompt", sample.prompt_ids, reply.prompt_ids)) is not None:
+        return found
+    messages = [*sample.messages, {"role": "assistant", "content": sample.completion}]
+    told = await endpoint.likelihood(model, messages, sample.tools)
+    # what follows the end of the turn is for the next message, and trainers may cut it
+    return _first_difference("answered prompt", sample.ids, told.ids[: len(sample.ids)])
+
+
+def _first_difference(what: str, trained: Sequence[int], served: Sequence[int]) -> str | None:
+    if tuple(trained) == tuple(served):
+        return None
+    pairs = enumerate(zip(trained, served, strict=False))
+    place = next((place for place, (one, other) in pairs if one != other), min(len(trained), len(served)))
+    return f"the {what} has {len(trained)} tokens in training and {len(served)} served; token {place} is the first to differ"
+
+
+def _render(tokenizer: Any, row: Mapping[str, Any]) -> Sample:
+    messages, tools = list(row["messages"]), row.get("tools") or None
+
+    def ids(messages: list[Any], *, opened: bool) -> tuple[int, ...]:
+        rendered = tokenizer.apply_chat_template(messages, tools=tools, add_generation_prompt=opened, tokenize=False)
+        return tuple(tokenizer(rendered, add_special_tokens=False)["input_ids"])
+
+    answered = [*messages, {"role": "assistant", "content": row["completion"]}]
+    return Sample(
+        tuple(messages), row["completion"], tuple(tools or ()), ids(messages, opened=True), ids(answered, opened=False)
+    )
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value

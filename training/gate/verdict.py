@@ -1,0 +1,163 @@
+"""The verdict: from the answers of candidate, champion and base to one yes or no, with the reasons.
+
+A candidate passes when
+
+1. the holdout has at least `MIN_ROWS` rows,
+2. the lower bound of the paired bootstrap of its task score minus the reference's is above zero; the reference is the
+   champion, or the base where the agent has none,
+3. it loses at most `general_loss` on the general set, and on each suite of one's own, against the reference,
+4. its share of answers in a valid format is at most `FORMAT_LOSS` under the reference's,
+5. the endpoint renders prompts as the trainer did.
+
+The general set is measured by the share of right answers, as long as the reference can answer at least `ANSWERABLE` of
+the questions; a smaller or random base cannot, and then by how likely it finds the right answers: the mean over the
+questions of the answer's probability a token (its geometric mean), which is 0 to 1 as well.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from training.gate.bootstrap import Bootstrap, paired_bootstrap
+from training.gate.evaluate import Evaluation, Scores
+from training.gate.rows import GENERAL
+from training.gate.template import TemplateCheck
+
+MIN_ROWS = 20
+FORMAT_LOSS = 0.01
+ANSWERABLE = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """What must not be lost: the general set, or a suite. Values by `measure` (`accuracy`, `probability`), 0 to 1."""
+
+    name: str
+    measure: str
+    candidate: float
+    reference: float
+    rows: int
+    allowed_loss: float
+
+    @property
+    def delta(self) -> float:
+        """Candidate minus reference."""
+        return self.candidate - self.reference
+
+    @property
+    def ok(self) -> bool:
+        """Whether no more than allowed is lost."""
+        return self.delta >= -self.allowed_loss - 1e-9
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON."""
+        return {
+            "name": self.name,
+            "measure": self.measure,
+            "candidate": round(self.candidate, 6),
+            "reference": round(self.reference, 6),
+            "delta": round(self.delta, 6),
+            "allowed_loss": self.allowed_loss,
+            "rows": self.rows,
+            "ok": self.ok,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """`reasons` are lines for a person: what speaks against the candidate, or why it passes."""
+
+    passed: bool
+    judged: bool
+    reasons: tuple[str, ...]
+    bootstrap: Bootstrap | None = None
+    guards: tuple[Guard, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """In one line."""
+        if not self.judged:
+            return f"not judged: {'; '.join(self.reasons)}"
+        return f"{'passed' if self.passed else 'refused'}: {'; '.join(self.reasons)}"
+
+
+def too_small(rows: int) -> Verdict:
+    """The verdict on a holdout that tells too little."""
+    return Verdict(False, False, (f"the holdout has {rows} rows, and at least {MIN_ROWS} are needed",))
+
+
+def decide(
+    candidate: Evaluation,
+    reference: Evaluation,
+    guards: Sequence[Guard] = (),
+    template: TemplateCheck | None = None,
+    *,
+    seed: int = 0,
+) -> Verdict:
+    """Compare the same rows' scores; see the module. Both have judged the same rows, `MIN_ROWS` or more."""
+    differences = [one.score - other.score for one, other in zip(candidate.judged, reference.judged, strict=True)]
+    bootstrap = paired_bootstrap(differences, seed=seed)
+    against = [
+        *_gain_against(bootstrap, reference.model),
+        *(_lost(guard) for guard in guards if not guard.ok),
+        *_format_against(candidate.scores, reference.scores),
+        *_template_against(template),
+    ]
+    if against:
+        return Verdict(False, True, tuple(against), bootstrap, tuple(guards))
+    gain = (
+        f"{bootstrap.mean:+.1%} on {len(differences)} rows against {reference.model}, at least {bootstrap.lower:+.1%}"
+    )
+    return Verdict(True, True, (gain,), bootstrap, tuple(guards))
+
+
+def measure_general(candidate: Evaluation, reference: Evaluation, allowed_loss: float) -> Guard:
+    """Compare both on the general set; see the module."""
+    rows = len(candidate.judged)
+    if reference.scores.task >= ANSWERABLE:
+        return Guard(GENERAL, "accuracy", candidate.scores.task, reference.scores.task, rows, allowed_loss)
+    known = [pair for pair in zip(candidate.nll, reference.nll, strict=True) if None not in pair]
+    likely = [_mean_probability([pair[side] for pair in known]) for side in (0, 1)]
+    return Guard(GENERAL, "probability", likely[0], likely[1], len(known), allowed_loss)
+
+
+def measure_suite(name: str, candidate: Evaluation, reference: Evaluation, allowed_loss: float) -> Guard:
+    """Compare both on a suite of one's own, by its own scores."""
+    rows = len(candidate.judged)
+    return Guard(name, "accuracy", candidate.scores.task, reference.scores.task, rows, allowed_loss)
+
+
+def _mean_probability(nll: Sequence[float | None]) -> float:
+    values = [math.exp(-value) for value in nll if value is not None]
+    return sum(values) / len(values) if values else 0.0
+
+
+def _gain_against(bootstrap: Bootstrap, reference: str) -> list[str]:
+    if bootstrap.lower > 0:
+        return []
+    return [
+        f"no sure gain over {reference}: {bootstrap.mean:+.1%}, and it may be {bootstrap.lower:+.1%}"
+        if bootstrap.mean > 0
+        else f"no gain over {reference}: {bootstrap.mean:+.1%}"
+    ]
+
+
+def _lost(guard: Guard) -> str:
+    what = "the general set" if guard.name == GENERAL else f"suite {guard.name}"
+    fall = f"{guard.measure} {guard.reference:.1%} -> {guard.candidate:.1%}"
+    return f"{-guard.delta:.1%} lost on {what} ({fall}), and {guard.allowed_loss:.1%} is allowed"
+
+
+def _format_against(candidate: Scores, reference: Scores) -> list[str]:
+    if candidate.format_ok >= reference.format_ok - FORMAT_LOSS - 1e-9:
+        return []
+    return [f"answers in a valid format fell from {reference.format_ok:.1%} to {candidate.format_ok:.1%}"]
+
+
+def _template_against(template: TemplateCheck | None) -> list[str]:
+    if template is None or template.identical:
+        return []
+    return [f"served and trained templates differ: {template.difference}"]
