@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 import uvicorn
-from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 from adapters_registry.model import RegistrySnapshot
 from configs.settings import Settings, SettingsError
@@ -105,7 +105,7 @@ def log_to_file(settings: Settings) -> None:
     logging.basicConfig(level=settings.log_level.upper(), handlers=[file, terminal], force=True)
 
 
-def uvicorn_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
+def uvicorn_config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
     """Configure uvicorn as the endpoint needs it: no access log, and streams may end at shutdown."""
     return uvicorn.Config(
         app,
@@ -114,6 +114,7 @@ def uvicorn_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=False,  # nothing here asks where a request came from
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=round(settings.shutdown_grace_s),
         backlog=BACKLOG,

@@ -31,8 +31,29 @@ OPEN_PATHS = frozenset({"/health"})
 """the only paths that need no key where keys are configured"""
 
 
-def create_app(gateway: Gateway) -> FastAPI:
+def create_app(gateway: Gateway) -> Endpoint:
     """The endpoint. Its lifespan starts and stops `gateway`."""
+    inference = Inference(gateway)
+    return Endpoint(inference, _routes(gateway, inference))
+
+
+class Endpoint:
+    """The whole ASGI app. Inference answers its own errors, so no request of it passes layers made for other routes."""
+
+    def __init__(self, inference: ASGIApp, routes: FastAPI) -> None:
+        self._inference = inference
+        self.routes = routes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if scope["type"] == "http" and scope["method"] == "POST" and scope["path"] in PROMPT_FIELD:
+            await self._inference(scope, receive, send)
+        else:
+            await self.routes(scope, receive, send)
+
+
+def _routes(gateway: Gateway, inference: ASGIApp) -> FastAPI:
+    """Everything that is not inference, and the lifespan."""
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -51,8 +72,7 @@ def create_app(gateway: Gateway) -> FastAPI:
             await gateway.stop()
 
     app = FastAPI(title="loradock", lifespan=lifespan, docs_url="/docs", redoc_url=None)
-    inference = Inference(gateway)
-    for path in PROMPT_FIELD:
+    for path in PROMPT_FIELD:  # so that other methods get 405
         app.router.routes.append(Route(path, inference, methods=["POST"]))
     for router in (probes_router(gateway), catalogue_router(gateway), adapters_router(gateway)):
         app.include_router(router)
@@ -77,7 +97,7 @@ class Front:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
-        if scope["type"] != "http" or (scope["path"] in PROMPT_FIELD and scope["method"] == "POST"):
+        if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         began = time.perf_counter()

@@ -13,7 +13,6 @@ from typing import Any
 import httpx
 import pytest
 import uvicorn
-from fastapi import FastAPI
 from openai import AsyncOpenAI
 
 from bench import mock_upstream
@@ -23,6 +22,7 @@ from serving.composition import compose_alone
 from serving.engine.base import EngineState
 from serving.fleet import LocalFleet
 from serving.gateway import Gateway, create_app
+from serving.gateway.app import Endpoint as EndpointApp
 from serving.server import bind, url_of, uvicorn_config
 from tests.serving.gateway.scripted import MODEL, Scripted, serving
 from tests.serving.waiting import until
@@ -35,7 +35,7 @@ class Endpoint:
     url: str
     gateway: Gateway
     fleet: LocalFleet
-    app: FastAPI
+    app: EndpointApp
     http: httpx.AsyncClient
     server: uvicorn.Server
     openai: AsyncOpenAI

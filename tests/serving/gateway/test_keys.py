@@ -51,7 +51,7 @@ def bearer(key: str) -> dict[str, str]:
 
 async def test_every_route_but_health_needs_a_key(keyed: tuple[Endpoint, str, str]) -> None:
     endpoint, _, plain = keyed
-    listed = {*routes(endpoint.app), ("GET", "/nothing"), ("OPTIONS", "/v1/models"), ("GET", "/v1/chat/completions")}
+    listed = {*routes(endpoint.app.routes), ("GET", "/nothing"), ("OPTIONS", "/v1/models"), ("GET", "/v1/chat/completions")}
     assert {path for _, path in listed} >= {
         *PROMPT_FIELD,
         "/v1/adapters",
@@ -73,7 +73,7 @@ async def test_every_route_but_health_needs_a_key(keyed: tuple[Endpoint, str, st
 
 async def test_what_changes_adapters_needs_an_admins_key(keyed: tuple[Endpoint, str, str]) -> None:
     endpoint, admin, plain = keyed
-    for method, path in routes(endpoint.app):
+    for method, path in routes(endpoint.app.routes):
         changes = path.startswith("/v1/adapters") and method != "GET"
         answered = await endpoint.http.request(method, path, headers=bearer(plain))
         if changes:

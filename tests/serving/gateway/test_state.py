@@ -48,7 +48,7 @@ async def test_a_start_that_fails_leaves_no_engine_running(endpoint: Endpoint, m
     monkeypatch.setattr(gateway.registry, "snapshot", broken)
     app = create_app(gateway)
     with pytest.raises(DatabaseError):
-        async with app.router.lifespan_context(app):
+        async with app.routes.router.lifespan_context(app.routes):
             pass
     assert {engine.status.state for engine in endpoint.fleet.engines} == {EngineState.STOPPED}
 
