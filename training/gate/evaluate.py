@@ -6,7 +6,7 @@ import asyncio
 import math
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from training.gate.endpoint import Connection, Likelihood, Reply
@@ -81,7 +81,7 @@ class Exam:
 
     @property
     def max_tokens(self) -> int:
-        """Longest answer waited for: no text has more tokens than bytes, so no right answer is cut off below the cap."""
+        """Longest answer waited for. No text has more tokens than bytes: no right answer below the cap is cut off."""
         longest = max((len(row.target.encode()) for row in self.rows), default=0)
         unknown = any(not row.target for row in self.rows)
         return MAX_TOKENS if unknown else min(longest + 8, MAX_TOKENS)
@@ -110,6 +110,12 @@ async def evaluate(endpoint: Connection, model: str, exam: Exam, progress: Progr
         raise EndpointFailed(results[0].error or "nothing was answered")
     nll = await likelihoods(endpoint, model, exam, results)
     return Evaluation(model, _scores(exam, results, nll), tuple(results), tuple(nll))
+
+
+async def add_likelihoods(endpoint: Connection, evaluation: Evaluation, exam: Exam) -> Evaluation:
+    """The same evaluation, with the likelihoods of `exam.likelihood_rows` rows."""
+    nll = await likelihoods(endpoint, evaluation.model, exam, evaluation.judged)
+    return replace(evaluation, scores=_scores(exam, evaluation.judged, nll), nll=tuple(nll))
 
 
 async def _judge_row(endpoint: Connection, model: str, row: Row, exam: Exam) -> Judged:

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Protocol
 
 from training.gate.endpoint import Connection, EndpointClient
-from training.gate.evaluate import Evaluation, Exam, Progress, evaluate
+from training.gate.evaluate import Evaluation, Exam, Progress, add_likelihoods, evaluate
 from training.gate.report import BASE, CANDIDATE, CHAMPION, GateReport
 from training.gate.rows import Row, is_classification, known_labels, read_general, read_holdout, read_suite
 from training.gate.template import check_template, read_template
-from training.gate.verdict import MIN_ROWS, Guard, decide, measure_general, measure_suite, too_small
+from training.gate.verdict import ANSWERABLE, MIN_ROWS, Guard, decide, measure_general, measure_suite, too_small
 
 MAX_ROWS = 1000
 """rows of the holdout that are asked; more are sampled, the same ones every time"""
@@ -120,8 +120,10 @@ class Judge:
 
     async def _guard_general(self, endpoint: Connection, candidate: str, reference: str, general: Path | None) -> Guard:
         rows = self._sample(read_general(general) if general else read_general(), self._general_rows)
-        exam = Exam(rows, seed=self._seed)
+        exam = Exam(rows, likelihood_rows=0, seed=self._seed)
         one, other = [await evaluate(endpoint, model, exam, self._progress) for model in (candidate, reference)]
+        if other.scores.task < ANSWERABLE:
+            one, other = [await add_likelihoods(endpoint, each, Exam(rows, seed=self._seed)) for each in (one, other)]
         return measure_general(one, other, self._general_loss)
 
     async def _guard_suite(self, endpoint: Connection, candidate: str, reference: str, suite: Path) -> Guard:

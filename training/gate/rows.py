@@ -65,7 +65,7 @@ def known_labels(folder: Path, rows: Sequence[Row]) -> frozenset[str]:
 
 def read_general(path: Path = GENERAL_SET) -> list[Row]:
     """General questions: `question`, `answer`, `accept`. Raises RowsInvalid."""
-    rows = []
+    rows: list[Row] = []
     for where, entry in _entries(path):
         try:
             question, answer, accept = entry["question"], entry["answer"], tuple(entry["accept"])

@@ -114,7 +114,8 @@ def _first_difference(what: str, trained: Sequence[int], served: Sequence[int]) 
         return None
     pairs = enumerate(zip(trained, served, strict=False))
     place = next((place for place, (one, other) in pairs if one != other), min(len(trained), len(served)))
-    return f"the {what} has {len(trained)} tokens in training and {len(served)} served; token {place} is the first to differ"
+    lengths = f"{len(trained)} tokens in training and {len(served)} served"
+    return f"the {what} has {lengths}; token {place} is the first to differ"
 
 
 def _render(tokenizer: Any, row: Mapping[str, Any]) -> Sample:
