@@ -10,6 +10,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 Method = Literal["qlora", "lora", "full"]
+Backend = Literal["native", "unsloth"]
+Tracker = Literal["tensorboard", "wandb", "mlflow"]
 
 
 class TrainingSettings(BaseModel):
@@ -18,6 +20,8 @@ class TrainingSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     record: bool = Field(True, description="keep served requests as cases")
+    redact: bool = Field(False, description="replace addresses, numbers of people and secrets in cases by their kind")
+    retention_days: float | None = Field(None, gt=0, description="age at which cases are deleted; default: never")
     worker: bool = Field(True, description="run jobs and triggers beside `loradock serve`")
 
     reward_threshold: float = Field(0.7, ge=0, le=1, description="least reward of a case that is learned from")
@@ -25,6 +29,7 @@ class TrainingSettings(BaseModel):
     trigger_min_cases: int = Field(100, ge=1, description="least number of new eligible cases that starts a job")
     trigger_growth: float = Field(0.2, ge=0, description="the same as a share of the cases of the last job")
     cooldown_s: float = Field(3600.0, ge=0, description="least time between the starts of two jobs of an agent")
+    watch_s: float = Field(86_400.0, ge=0, description="how long a new champion is watched, to roll it back; 0: not")
     poll_s: float = Field(5.0, gt=0, description="how often the worker looks for triggers and jobs")
     dry_run: bool = Field(False, description="say what the triggers would start, and start nothing")
 
@@ -37,6 +42,9 @@ class TrainingSettings(BaseModel):
     usd_per_cpu_hour: float = Field(0.0, ge=0, description="price of an hour of a job without a GPU")
     budget_usd: float | None = Field(None, ge=0, description="most that one agent's jobs may cost in 30 days")
     max_attempts: int = Field(3, ge=1, description="how often a job is tried")
+    lease_s: float = Field(30.0, ge=2, description="silence of a worker after which another takes its jobs")
+    cpu_jobs: int = Field(1, ge=1, description="jobs that run on the processors at once")
+    cpu_threads: int | None = Field(None, ge=1, description="threads of such a job; default: all, at low priority")
 
 
 class TrainingPreset(BaseModel):
@@ -51,5 +59,10 @@ class TrainingPreset(BaseModel):
     alpha: float | None = Field(None, gt=0, description="LoRA alpha; default: twice the rank")
     dropout: float = Field(0.05, ge=0, lt=1, description="LoRA dropout")
     learning_rate: float | None = Field(None, gt=0, description="peak learning rate; default: by method and base")
-    epochs: float = Field(3.0, gt=0, description="passes over the training cases, before early stopping")
+    lora_plus_ratio: float | None = Field(None, ge=1, description="rate of lora_B over lora_A; default: by base")
+    epochs: float | None = Field(None, gt=0, description="passes over the cases; default: by their number and the base")
+    early_stopping: int = Field(3, ge=0, description="looks at the validation cases without gain that end a run; 0: none")
+    batch_tokens: int | None = Field(None, ge=16, description="tokens of a step; default: by the machine and the cases")
     max_length: int = Field(2048, ge=16, description="tokens of a training row; longer ones are left out and counted")
+    backend: Backend = Field("native", description="who prepares the model; unsloth must be installed")
+    report_to: tuple[Tracker, ...] = Field(("tensorboard",), description="where metrics go besides metrics.jsonl")
