@@ -1,0 +1,210 @@
+"""The fast path computes what peft computes: loss, adapter gradients, saved adapters. On a CPU, with its PyTorch twins."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+peft = pytest.importorskip("peft")
+transformers = pytest.importorskip("transformers")
+
+from training.trainer.fast import accelerate_model, kept_bytes, unsupported  # noqa: E402
+
+LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+SHAPE: dict[str, Any] = {
+    "vocab_size": 211,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+}
+CPU = ("cpu",)
+
+
+def causal(family: str, **changes: Any) -> Any:
+    torch.manual_seed(0)
+    config = {"qwen2": transformers.Qwen2Config, "llama": transformers.LlamaConfig}[family](**SHAPE, **changes)
+    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(parameter, std=0.1)
+    return model
+
+
+def adapted(model: Any, **changes: Any) -> Any:
+    options = {"r": 4, "lora_alpha": 12, "target_modules": LINEARS, "lora_dropout": 0.0, **changes}
+    wrapped = peft.get_peft_model(model, peft.LoraConfig(**options))
+    for name, parameter in wrapped.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    return wrapped.train()
+
+
+def batch() -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(0, SHAPE["vocab_size"], (2, 24), generator=generator)
+    labels = ids.clone()
+    labels[0, :9] = -100
+    labels[1, 20:] = -100
+    mask = torch.ones_like(ids)
+    mask[1, 20:] = 0
+    return {"input_ids": ids, "labels": labels, "attention_mask": mask}
+
+
+def step(model: Any, rows: dict[str, Any]) -> tuple[float, dict[str, Any]]:
+    model.zero_grad()
+    loss = model(**rows).loss
+    loss.backward()
+    return loss.item(), {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def assert_same(fast: tuple[float, dict[str, Any]], plain: tuple[float, dict[str, Any]], tolerance: float) -> None:
+    assert fast[0] == pytest.approx(plain[0], rel=tolerance)
+    assert fast[1].keys() == plain[1].keys()
+    for name, expected in plain[1].items():
+        assert (fast[1][name] - expected).norm() <= tolerance * expected.norm(), name
+
+
+@pytest.mark.parametrize("kept", [0, 2])
+@pytest.mark.parametrize("family", ["qwen2", "llama"])
+def test_loss_and_gradients_are_those_of_peft(family: str, kept: int) -> None:
+    model = adapted(causal(family))
+    plain = step(copy.deepcopy(model), batch())
+    done = accelerate_model(model, kept_layers=kept, devices=CPU)
+    assert (done.reason, done.layers, done.kept) == (None, 3, kept)
+    assert_same(step(model, batch()), plain, 1e-4)
+    assert_same(step(model, batch()), plain, 1e-4)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"r": 1}, {"r": 16, "use_rslora": True}, {"target_modules": ["q_proj", "v_proj"]}, {"target_modules": ["down_proj"]}],
+)
+def test_any_rank_scale_and_choice_of_modules(changes: dict[str, Any]) -> None:
+    model = adapted(causal("qwen2"), **changes)
+    plain = step(copy.deepcopy(model), batch())
+    assert accelerate_model(model, devices=CPU).active
+    assert_same(step(model, batch()), plain, 1e-4)
+
+
+def test_a_quantised_base_in_16_bits() -> None:
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    model = causal("qwen2").bfloat16()
+    for layer in model.model.layers:
+        for block in (layer.self_attn, layer.mlp):
+            for name, linear in list(block.named_children()):
+                if isinstance(linear, torch.nn.Linear):
+                    setattr(block, name, nf4(bitsandbytes, linear))
+    model = adapted(model)
+    plain_model = copy.deepcopy(model)
+    exact = step(copy.deepcopy(model).float(), batch())
+    with torch.autocast("cpu", torch.bfloat16):
+        plain = step(plain_model, batch())
+        assert accelerate_model(model, devices=CPU).active
+        fast = step(model, batch())
+    assert fast[0] == pytest.approx(plain[0], rel=5e-3)
+    for name, expected in exact[1].items():
+        plain_error, fast_error = (run[1][name].float() - expected for run in (plain, fast))
+        assert fast_error.norm() <= 1.5 * plain_error.norm() + 1e-3 * expected.norm(), name
+
+
+def nf4(bitsandbytes: Any, linear: Any) -> Any:
+    made = bitsandbytes.nn.Linear4bit(
+        linear.in_features, linear.out_features, bias=linear.bias is not None, compute_dtype=torch.bfloat16,
+        compress_statistics=True, quant_type="nf4",
+    )  # fmt: skip
+    made.load_state_dict(linear.state_dict())
+    return made.to("cpu")
+
+
+def test_gradients_accumulate_and_the_divisor_is_the_callers() -> None:
+    model = adapted(causal("qwen2"))
+    rows = {**batch(), "num_items_in_batch": torch.tensor(50)}
+    plain = step(copy.deepcopy(model), rows)
+    accelerate_model(model, devices=CPU)
+    once = step(model, rows)
+    assert_same(once, plain, 1e-4)
+    model(**rows).loss.backward()
+    twice = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+    assert all(torch.allclose(twice[name], 2 * once[1][name]) for name in twice)
+
+
+def test_packed_rows_keep_their_own_positions() -> None:
+    model = adapted(causal("llama"))
+    rows = {**batch(), "position_ids": torch.cat((torch.arange(10), torch.arange(14))).expand(2, 24)}
+    del rows["attention_mask"]
+    plain = step(copy.deepcopy(model), rows)
+    accelerate_model(model, devices=CPU)
+    assert_same(step(model, rows), plain, 1e-4)
+
+
+def test_generation_and_disabled_adapters_run_the_models_own_code() -> None:
+    model = adapted(causal("qwen2"))
+    rows = batch()
+    with torch.no_grad(), model.disable_adapter():
+        base = model(input_ids=rows["input_ids"]).logits
+    expected = model.eval().generate(rows["input_ids"][:1], max_new_tokens=4, do_sample=False)
+    accelerate_model(model, devices=CPU)
+    assert torch.equal(model.generate(rows["input_ids"][:1], max_new_tokens=4, do_sample=False), expected)
+    with model.train().disable_adapter():
+        assert torch.allclose(model(input_ids=rows["input_ids"]).logits, base, atol=1e-5)
+
+
+def test_the_saved_adapter_has_the_same_names_and_values(tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    model = adapted(causal("qwen2"))
+    model.save_pretrained(tmp_path / "before")
+    accelerate_model(model, devices=CPU)
+    step(model, batch())
+    model.save_pretrained(tmp_path / "after")
+    before, after = (load_file(tmp_path / which / "adapter_model.safetensors") for which in ("before", "after"))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_the_embedding_may_live_on_the_host() -> None:
+    model = adapted(causal("qwen2"))
+    plain = step(copy.deepcopy(model), batch())
+    assert accelerate_model(model, host_embedding=True, devices=CPU).active
+    assert_same(step(model, batch()), plain, 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        (lambda: causal("qwen2"), "not a PEFT model"),
+        (lambda: adapted(causal("qwen2"), use_dora=True), "DoRA or LoRA with a bias"),
+        (lambda: adapted(causal("qwen2"), lora_dropout=0.1), "LoRA dropout 0.1"),
+        (lambda: adapted(causal("llama", attention_dropout=0.1)), "attention dropout or an activation other than silu"),
+        (lambda: adapted(gpt2(), target_modules=["c_attn"]), "no fast path for gpt2 models"),
+    ],
+)
+def test_what_it_does_not_know_is_left_alone(model: Any, reason: str) -> None:
+    made = model()
+    forward = made.forward
+    done = accelerate_model(made, devices=CPU)
+    assert done.reason == reason
+    assert not done.active
+    assert made.forward == forward
+
+
+def gpt2() -> Any:
+    return transformers.GPT2LMHeadModel(transformers.GPT2Config(vocab_size=97, n_positions=32, n_embd=32, n_layer=1, n_head=2))
+
+
+def test_a_cpu_takes_the_plain_path_by_default() -> None:
+    assert unsupported(adapted(causal("qwen2"))) == "no fast path on cpu"
+
+
+def test_a_kept_layer_of_a_7b_model_saves_106_kilobytes_a_token() -> None:
+    config = transformers.Qwen2Config(
+        hidden_size=3584, intermediate_size=18944, num_attention_heads=28, num_key_value_heads=4
+    )
+    assert kept_bytes(config) == 106_496

@@ -1,0 +1,12 @@
+"""The fast path of QLoRA and LoRA training on a GPU, for the Qwen2/Llama family.
+
+    plain PEFT model -> accelerate_model(model) -> the same model, whose training steps run fused
+
+A decoder layer becomes one node of the autograd graph (`layer`), whose linears and adapters are one matrix product each
+way over a reused buffer of dequantised weights (`linears`, `weights`); what lies between is a handful of kernels
+(`pointwise`, `kernels`); the loss never holds the logits (`loss`). `accelerate_model` (`patch`) puts it all in place.
+"""
+
+from training.trainer.fast.patch import Acceleration, accelerate_model, kept_bytes, unsupported
+
+__all__ = ["Acceleration", "accelerate_model", "kept_bytes", "unsupported"]
