@@ -1,7 +1,8 @@
 """The settings model: every option of loradock, its default, its environment variable and its bounds.
 
 Precedence: command-line flag, then `LORADOCK_*` environment variable, then `loradock.toml`, then default. An unknown
-key is an error in all three. `load_settings` returns the settings together with the origin of each value.
+key is an error in all three. `load_settings` returns the settings together with the origin of each value. Settings that
+are a section of their own (`training`) are a table in the file, and variables such as `LORADOCK_TRAINING__POLL_S`.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSetti
 from configs.training import TrainingSettings
 
 ENV_PREFIX = "LORADOCK_"
+SECTION = "__"
+"""between a section and its key, in the name of an environment variable"""
 API_KEY_VARIABLE = "LORADOCK_API_KEY"
 """key that commands send to a server; of the client, so not a setting"""
 SETTINGS_FILE = "loradock.toml"
@@ -215,14 +218,49 @@ def load_settings(
     given = {key: value for key, value in (flags or {}).items() if value is not None}
     from_env = _read_env(environ)
     from_file, file_name = _read_file(file)
-    origins = dict.fromkeys(from_file, file_name)
-    origins |= {key: f"env {ENV_PREFIX}{key.upper()}" for key in from_env}
+    origins = dict.fromkeys(_leaves(from_file), file_name)
+    origins |= {key: f"env {ENV_PREFIX}{key.replace('.', SECTION).upper()}" for key in _leaves(from_env)}
     origins |= dict.fromkeys(given, "flag")
     try:
-        settings = Settings(**from_file | from_env | given)
+        settings = Settings(**_merged(_merged(from_file, from_env), given))
     except ValidationError as error:
         raise SettingsError(one_line(error, origins), problems_of(error, origins)) from None
-    return LoadedSettings(settings, dict.fromkeys(Settings.model_fields, "default") | origins)
+    return LoadedSettings(settings, dict.fromkeys(setting_names(), "default") | origins)
+
+
+def sections() -> dict[str, type[BaseModel]]:
+    """Settings that are a section of their own, and the model of each."""
+    kinds = {name: field.annotation for name, field in Settings.model_fields.items()}
+    return {name: kind for name, kind in kinds.items() if isinstance(kind, type) and issubclass(kind, BaseModel)}
+
+
+def setting_names() -> list[str]:
+    """Every setting; those of a section as `section.key`."""
+    found = sections()
+    names = (
+        [f"{name}.{key}" for key in found[name].model_fields] if name in found else [name]
+        for name in Settings.model_fields
+    )
+    return [name for group in names for name in group]
+
+
+def _leaves(values: Mapping[str, Any]) -> list[str]:
+    """The names of what is given, as `setting_names` spells them."""
+    found = sections()
+    names = (
+        [f"{name}.{key}" for key in value] if name in found and isinstance(value, dict) else [name]
+        for name, value in values.items()
+    )
+    return [name for group in names for name in group]
+
+
+def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Both, key by key within sections; `above` goes first."""
+    merged = dict(below) | dict(above)
+    for name in sections():
+        if isinstance(below.get(name), dict) and isinstance(above.get(name), dict):
+            merged[name] = below[name] | above[name]
+    return merged
 
 
 def one_line(error: ValidationError, origins: Mapping[str, str] | None = None) -> str:
@@ -235,7 +273,7 @@ def problems_of(error: ValidationError, origins: Mapping[str, str] | None = None
     parts = []
     for item in error.errors(include_url=False):
         where = ".".join(str(part) for part in item["loc"]) or "settings"
-        origin = (origins or {}).get(where.split(".")[0])
+        origin = (origins or {}).get(where, (origins or {}).get(where.split(".")[0]))
         problem = f"{where}: {item['msg'].removeprefix('Value error, ')}"
         if item["type"] == "extra_forbidden":
             problem = f"unknown setting '{where}'"
@@ -251,7 +289,7 @@ def _read_env(environ: Mapping[str, str]) -> dict[str, Any]:
             continue
         if variable == API_KEY_VARIABLE:
             continue
-        if variable.removeprefix(ENV_PREFIX).lower() not in Settings.model_fields:
+        if not _is_known(variable.removeprefix(ENV_PREFIX).lower()):
             raise SettingsError(f"unknown setting {variable} in the environment")
         if value.strip():
             lowered[variable.lower()] = value
@@ -262,9 +300,17 @@ def _read_env(environ: Mapping[str, str]) -> dict[str, Any]:
             raise SettingsError(
                 f"engines: not a JSON list of engines (from env {ENV_PREFIX}ENGINES): {error}"
             ) from None
-    source = EnvSettingsSource(Settings)
+    source = EnvSettingsSource(Settings, env_nested_delimiter=SECTION)
     source.env_vars = lowered
     return source()
+
+
+def _is_known(name: str) -> bool:
+    section, delimiter, key = name.partition(SECTION)
+    if not delimiter:
+        return section in Settings.model_fields
+    kind = sections().get(section)
+    return kind is not None and key in kind.model_fields
 
 
 def _read_file(file: Path | None) -> tuple[dict[str, Any], str]:

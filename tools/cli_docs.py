@@ -17,7 +17,7 @@ import typer
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from configs.settings import API_KEY_VARIABLE, ENV_PREFIX, EngineSettings, Settings
+from configs.settings import API_KEY_VARIABLE, ENV_PREFIX, SECTION, EngineSettings, Settings, sections
 from serving.cli.app import build_app
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
@@ -109,12 +109,20 @@ def settings_page() -> str:
         f"`{ENV_PREFIX}ENGINES`. Each describes one engine:"
     )
     parts = ["# Settings", GENERATED, intro, _fields(Settings), key, "## Engines", engines, _fields(EngineSettings)]
+    for name, model in sections().items():
+        told = (
+            f"`{name}` is a section: `[{name}]` in the file, variables such as "
+            f"`{ENV_PREFIX}{name.upper()}{SECTION}{next(iter(model.model_fields)).upper()}`. It has no flags."
+        )
+        parts += [f"## {name.capitalize()}", told, _fields(model)]
     return "\n\n".join(parts) + "\n"
 
 
 def _fields(model: type[BaseModel]) -> str:
     rows = []
     for name, field in model.model_fields.items():
+        if model is Settings and name in sections():
+            continue
         default = field.get_default(call_default_factory=True)
         required = default is PydanticUndefined
         shown = "required" if required else "" if default in (None, (), {}) else f"`{_value(default)}`"

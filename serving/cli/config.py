@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from configs.settings import SETTINGS_FILE, EngineSettings, Settings, SettingsError, load_settings
+from configs.settings import SETTINGS_FILE, EngineSettings, Settings, SettingsError, load_settings, sections
 from serving.cli.errors import CliError, Misuse
 from serving.cli.options import AsJson, ConfigFile, settings_of
 from serving.cli.output import FAINT, GOOD, Output
@@ -27,7 +27,7 @@ def show(ctx: typer.Context, config: ConfigFile = None, as_json: AsJson = False)
     """Show every setting, its value, and where the value comes from."""
     out = Output(as_json)
     loaded = settings_of(ctx, config)
-    values = loaded.settings.model_dump(mode="json")
+    values = _flat(loaded.settings.model_dump(mode="json"))
     values["database_url"] = _without_password(values["database_url"])
     out.json({name: {"value": value, "origin": loaded.origins[name]} for name, value in values.items()})
     rows = [(name, _plain(value), loaded.origins[name]) for name, value in values.items()]
@@ -79,13 +79,25 @@ def template() -> str:
     """A commented `loradock.toml`, made from the settings model."""
     lines = ["# Settings of loradock. A flag or a LORADOCK_* variable goes before this file.", ""]
     for name, field in Settings.model_fields.items():
-        if name != "engines":
+        if name not in {"engines", *sections()}:
             lines += [f"# {field.description}", f"#{_assignment(name, field.default)}", ""]
     lines += ["# Several engines, the weakest tier first; they go before `engine`.", "#[[engines]]"]
     for name, field in EngineSettings.model_fields.items():
         default = "base" if field.is_required() else field.get_default(call_default_factory=True)
         lines += [f"# {field.description}", f"#{_assignment(name, default)}"]
+    for section, model in sections().items():
+        lines += ["", f"# {Settings.model_fields[section].description}", f"#[{section}]"]
+        for name, field in model.model_fields.items():
+            lines += [f"# {field.description}", f"#{_assignment(name, field.default)}"]
     return "\n".join(lines) + "\n"
+
+
+def _flat(values: dict[str, Any]) -> dict[str, Any]:
+    """Sections as `section.key`."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= {f"{name}.{key}": each for key, each in value.items()} if name in sections() else {name: value}
+    return flat
 
 
 def _assignment(name: str, default: Any) -> str:

@@ -6,6 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from configs import EngineSettings, Settings, SettingsError, load_settings
+from configs.settings import setting_names
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +45,7 @@ def test_flag_over_environment_over_file_over_default(toml):
 
 
 def test_every_setting_has_an_origin():
-    assert set(load().origins) == set(Settings.model_fields)
+    assert set(load().origins) == set(setting_names())
 
 
 def test_a_named_file_is_read_instead_of_the_one_in_the_folder(toml):
@@ -230,3 +231,31 @@ def test_loopback_is_told_from_the_rest(host, loopback):
 def test_settings_do_not_change():
     with pytest.raises(ValidationError):
         Settings().port = 1
+
+
+# -- sections ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_section_is_a_table_in_the_file_and_variables_with_two_underscores(toml):
+    toml("[training]\ncooldown_s = 5\npoll_s = 2\n")
+    loaded = load(TRAINING__COOLDOWN_S="0", TRAINING__BUDGET_USD="1.5")
+    training = loaded.settings.training
+    assert (training.cooldown_s, training.poll_s, training.budget_usd) == (0, 2, 1.5)
+    assert loaded.origins["training.cooldown_s"] == "env LORADOCK_TRAINING__COOLDOWN_S"
+    assert loaded.origins["training.poll_s"].endswith("loradock.toml")
+    assert loaded.origins["training.dry_run"] == "default"
+
+
+def test_unknown_keys_of_a_section_are_errors(toml):
+    with pytest.raises(SettingsError, match="LORADOCK_TRAINING__SPEED"):
+        load(TRAINING__SPEED="1")
+    with pytest.raises(SettingsError, match="LORADOCK_PORT__X"):
+        load(PORT__X="1")
+    toml("[training]\nspeed = 1\n")
+    with pytest.raises(SettingsError, match=r"unknown setting 'training.speed' \(from .*loradock.toml\)"):
+        load()
+
+
+def test_a_bad_value_of_a_section_names_its_variable():
+    with pytest.raises(SettingsError, match=r"training.poll_s: .* \(from env LORADOCK_TRAINING__POLL_S\)"):
+        load(TRAINING__POLL_S="soon")
