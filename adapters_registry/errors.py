@@ -3,7 +3,8 @@
 RegistryError
 ├── AdapterInvalid      the adapter cannot be served; nothing was stored
 ├── SourceError         the source cannot be read or fetched
-├── AdapterNotFound     no such name, version, agent or alias
+├── ResourceNotFound    what was asked for does not exist
+│   └── AdapterNotFound no such name, version, agent or alias
 └── LifecycleError      the transition is not allowed from the present state
 """
 
@@ -35,7 +36,13 @@ class SourceError(RegistryError):
     code = "source_unavailable"
 
 
-class AdapterNotFound(RegistryError):
+class ResourceNotFound(RegistryError):
+    """What was asked for does not exist."""
+
+    code = "not_found"
+
+
+class AdapterNotFound(ResourceNotFound):
     """No such adapter, version, agent or alias."""
 
     code = "adapter_not_found"

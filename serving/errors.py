@@ -23,7 +23,7 @@ from collections.abc import Mapping
 import msgspec
 
 from adapters_registry import DatabaseError
-from adapters_registry.errors import AdapterNotFound, LifecycleError, RegistryError
+from adapters_registry.errors import LifecycleError, RegistryError, ResourceNotFound
 
 
 class ServingError(Exception):
@@ -137,7 +137,7 @@ def from_registry(error: RegistryError) -> ServingError:
     """The registry's errors as clients see them: 404, 409, 503, or 422 with the reason."""
     if isinstance(error, DatabaseError):
         return ServingError(error.message, code=error.code, status=503, retry_after_s=1.0)
-    if isinstance(error, AdapterNotFound):
+    if isinstance(error, ResourceNotFound):
         return NotFound(error.message, param=error.param, code=error.code)
     if isinstance(error, LifecycleError):
         return Conflict(error.message, param=error.param, code=error.code)

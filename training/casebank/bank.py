@@ -1,0 +1,249 @@
+"""The CaseBank's operations. Thread-safe; any number of processes may share its database."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from adapters_registry.database import Database
+from training.casebank.case import Case, Split, storable, storable_key
+from training.casebank.errors import CaseInvalid, CaseNotFound
+from training.casebank.repeats import become_head, remove
+from training.casebank.tables import CaseRow
+from training.casebank.writing import Prepared, lock_writers, place, prepare
+
+REWARD_THRESHOLD = 0.7
+_STREAM = 500
+_FIELDS = tuple(spec.name for spec in dataclasses.fields(Case))
+
+Redact = Callable[[Case], Case]
+
+
+@dataclass(frozen=True, slots=True)
+class Added:
+    """What `add` did: ids of the new cases, how many were there already, and the ids that stand for those."""
+
+    ids: tuple[str, ...]
+    duplicates: int
+    existing: tuple[str, ...] = ()
+
+
+class CaseBank:
+    """Cases in a database. `redactor` changes every case before it is written.
+
+    All methods raise DatabaseError when the database cannot be reached.
+    """
+
+    def __init__(self, database: Database, *, redactor: Redact | None = None, holdout_share: float = 0.2) -> None:
+        self.database = database
+        self._redactor = redactor
+        self._holdout_share = holdout_share
+
+    # -- writing -----------------------------------------------------------------------------------------------------
+
+    def prepare(self, cases: Iterable[Case]) -> list[Prepared]:
+        """Redact, check and sign `cases`, without the database. Raises CaseInvalid."""
+        return prepare(cases if self._redactor is None else map(self._redactor, cases))
+
+    def add(self, cases: Iterable[Case]) -> Added:
+        """Store `cases` in one transaction. Served repeats are kept, others with known content are left out.
+
+        Raises CaseInvalid, and stores none then.
+        """
+        prepared = self.prepare(cases)
+        with self.database.write() as session:
+            return self.place(session, prepared)
+
+    def place(self, session: Session, prepared: Sequence[Prepared]) -> Added:
+        """Store what was prepared in the caller's transaction."""
+        lock_writers(session)
+        placed = place(session, prepared, self._holdout_share)
+        return Added(tuple(placed.added), len(placed.existing), tuple(placed.existing))
+
+    def feedback(
+        self,
+        case_id: str,
+        reward: float | None = None,
+        label: str | None = None,
+        correction: str | None = None,
+        *,
+        source: str = "api",
+        owner: str | None = None,
+    ) -> Case:
+        """Note what an answer was worth; `case_id` is a case's id or a response's.
+
+        A label or a correction without a reward tells one: 1 where it is what was answered, else 0; a reward given
+        before stays. With `owner`, cases of others count as unknown. Raises CaseNotFound and CaseInvalid.
+        """
+        if reward is None and label is None and correction is None:
+            raise CaseInvalid("feedback needs a reward, a label or a correction", param="reward")
+        if reward is not None and not 0 <= reward <= 1:
+            raise CaseInvalid(f"reward {reward} is not between 0 and 1", param="reward")
+        with self.database.write() as session:
+            lock_writers(session)
+            row = session.scalar(_named(case_id, owner))
+            if row is None:
+                raise CaseNotFound(f"no case is named '{case_id}'", param="response_id")
+            self._judge(row, reward, label, correction, storable(source)[:255])
+            if row.repeat_of is not None:
+                become_head(session, row)
+            session.flush()
+            return _case(row)
+
+    def _judge(
+        self, row: CaseRow, reward: float | None, label: str | None, correction: str | None, source: str
+    ) -> None:
+        case = _case(row)
+        given = dataclasses.replace(case, label=label, correction=correction)
+        if self._redactor is not None:
+            given = self._redactor(given)
+        better = given.correction if given.correction is not None else given.label
+        if better is not None:
+            better = storable(better)
+            same = case.answer is not None and better.strip() == case.answer.strip()
+            row.corrected = not same
+            row.label = row.label if given.label is None else storable(given.label)
+            row.correction = row.correction if given.correction is None else storable(given.correction)
+            if reward is None and row.reward is None:
+                reward = float(same)
+        if reward is not None:
+            row.reward, row.reward_source = reward, source
+        row.rewarded_at = datetime.now(UTC)
+
+    # -- reading -----------------------------------------------------------------------------------------------------
+
+    def get(self, case_id: str, *, owner: str | None = None) -> Case:
+        """A case by its id or by a response's. Raises CaseNotFound."""
+        case = self.find_response(case_id, owner=owner)
+        if case is None:
+            raise CaseNotFound(f"no case is named '{case_id}'", param="id")
+        return case
+
+    def find_response(self, response_id: str, *, owner: str | None = None) -> Case | None:
+        """The case of a response (its `x-request-id`, or the id in its body) or of that id; the newest of several."""
+        with self.database.read() as session:
+            row = session.scalar(_named(response_id, owner))
+            return None if row is None else _case(row)
+
+    def list(
+        self,
+        *,
+        agent: str | None = None,
+        limit: int = 20,
+        after: str | None = None,
+        session: str | None = None,
+        user: str | None = None,
+        owner: str | None = None,
+        source: str | None = None,
+        adapter: str | None = None,
+        split: Split | None = None,
+        rewarded: bool | None = None,
+    ) -> list[Case]:
+        """At most `limit` cases, the newest first, beginning after the case `after`."""
+        wanted = {"agent": agent, "session": session, "user": user, "owner": owner, "adapter": adapter}
+        where = [getattr(CaseRow, name) == storable_key(value) for name, value in wanted.items() if value is not None]
+        where += [] if source is None else [CaseRow.source == source]
+        where += [] if split is None else [CaseRow.split == split]
+        where += _rewarded(rewarded)
+        where += [] if after is None else [CaseRow.id < after]
+        with self.database.read() as opened:
+            query = sa.select(CaseRow).where(*where).order_by(CaseRow.id.desc()).limit(limit)
+            return [_case(row) for row in opened.scalars(query)]
+
+    def cases(
+        self, agent: str, split: Split | None = None, rewarded: bool | None = None, *, repeats: bool = False
+    ) -> Iterator[Case]:
+        """The agent's cases, the oldest first, read as they are asked for; one for each content unless `repeats`."""
+        where = [CaseRow.agent == storable_key(agent), *_rewarded(rewarded)]
+        where += [] if split is None else [CaseRow.split == split]
+        where += [] if repeats else [CaseRow.repeat_of.is_(None)]
+        columns = [getattr(CaseRow, name) for name in _FIELDS]
+        query = sa.select(*columns).where(*where).order_by(CaseRow.id).execution_options(yield_per=_STREAM)
+        with self.database.read() as session:
+            for row in session.execute(query):
+                yield Case(*row)
+
+    def agents(self) -> list[str]:
+        """Agents that have cases."""
+        with self.database.read() as session:
+            return list(
+                session.scalars(
+                    sa.select(CaseRow.agent).where(CaseRow.agent.is_not(None)).distinct().order_by(CaseRow.agent)
+                )
+            )
+
+    def count_eligible(
+        self, agent: str, reward_threshold: float = REWARD_THRESHOLD, since: datetime | None = None
+    ) -> int:
+        """How many contents of the agent may be learned: corrected ones, and answers of at least this reward.
+
+        Both sides of the split count. With `since`, those that became so later: by being written or judged.
+        """
+        where = [CaseRow.agent == storable_key(agent), CaseRow.repeat_of.is_(None), eligible(reward_threshold)]
+        if since is not None:
+            where.append(sa.func.coalesce(CaseRow.rewarded_at, CaseRow.created_at) > since)
+        return int(self.database.scalar(sa.select(sa.func.count()).select_from(CaseRow).where(*where)))
+
+    # -- deleting ----------------------------------------------------------------------------------------------------
+
+    def delete(
+        self,
+        *,
+        ids: Iterable[str] | None = None,
+        user: str | None = None,
+        session: str | None = None,
+        agent: str | None = None,
+        older_than: timedelta | datetime | None = None,
+    ) -> int:
+        """Remove the cases that fulfil all that is given, for good, and return how many.
+
+        A case that stood for repeats hands that on to one of them. Raises CaseInvalid where nothing is given.
+        """
+        where: list[sa.ColumnElement[bool]] = []
+        for column, value in ((CaseRow.user, user), (CaseRow.session, session), (CaseRow.agent, agent)):
+            where += [] if value is None else [column == storable_key(value)]
+        if older_than is not None:
+            limit = datetime.now(UTC) - older_than if isinstance(older_than, timedelta) else older_than
+            where.append(CaseRow.created_at < limit)
+        if ids is not None:
+            where.append(CaseRow.id.in_(list(ids)))
+        if not where:
+            raise CaseInvalid("say which cases: by user, session, agent, id or age")
+        removed = 0
+        while batch := self._delete_some(where):  # in turns, so that other writers get theirs
+            removed += batch
+        return removed
+
+    def _delete_some(self, where: Sequence[sa.ColumnElement[bool]]) -> int:
+        with self.database.write() as session:
+            lock_writers(session)
+            return remove(session, session.scalars(sa.select(CaseRow).where(*where).limit(_STREAM)).all())
+
+
+def eligible(reward_threshold: float) -> sa.ColumnElement[bool]:
+    """The condition under which a case may be learned."""
+    answered = sa.or_(CaseRow.response.is_not(None), CaseRow.label.is_not(None), CaseRow.correction.is_not(None))
+    return sa.or_(CaseRow.corrected, sa.and_(CaseRow.reward >= reward_threshold, answered))
+
+
+def _rewarded(rewarded: bool | None) -> list[sa.ColumnElement[bool]]:
+    if rewarded is None:
+        return []
+    return [CaseRow.reward.is_not(None) if rewarded else CaseRow.reward.is_(None)]
+
+
+def _named(name: str, owner: str | None) -> sa.Select[tuple[CaseRow]]:
+    key = storable_key(name)
+    query = sa.select(CaseRow).where(sa.or_(CaseRow.id == key, CaseRow.response_id == key, CaseRow.body_id == key))
+    if owner is not None:
+        query = query.where(CaseRow.owner == owner)
+    return query.order_by(CaseRow.id.desc()).limit(1)
+
+
+def _case(row: CaseRow) -> Case:
+    return Case(**{name: getattr(row, name) for name in _FIELDS})
