@@ -101,6 +101,12 @@ class RegistrySnapshot:
         aliases = self.agents.get(agent)
         return self.versions.get(aliases.champion) if aliases and aliases.champion else None
 
+    def canary(self, agent: str) -> AdapterVersion | None:
+        """The challenger that a share of the agent's sessions tries out, or None."""
+        aliases = self.agents.get(agent)
+        version = self.versions.get(aliases.challenger) if aliases and aliases.challenger else None
+        return version if version is not None and version.state is State.CANARY else None
+
 
 @dataclass(frozen=True, slots=True)
 class AliasMove:

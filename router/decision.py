@@ -17,6 +17,8 @@ class Reason(StrEnum):
     """the client named a base or an adapter"""
     CHAMPION = "champion"
     """the agent's champion answers"""
+    CANARY = "canary"
+    """the agent's challenger answers: the session is one of the share that tries it out"""
     NO_ADAPTER = "no_adapter"
     """the agent has none: a base answers"""
     OUT_OF_SCOPE = "out_of_scope"

@@ -6,6 +6,7 @@ After DAAO (arXiv 2509.11079): difficulty from the query, then the candidate of 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -41,6 +42,8 @@ class _Agent(NamedTuple):
     preset: AgentPreset | None
     champion: AdapterVersion | None
     home: int | None
+    tries_canary: bool = False
+    """whether `champion` is the challenger, and this session one of those that try it out"""
 
     @property
     def routing(self) -> Routing:
@@ -72,7 +75,7 @@ class Router:
         if wanted.tier is not None or wanted.version is not None:
             return _explicit(task, wanted, snapshot, features, difficulty)
         remembered = _remembered(task, snapshot)
-        agent = self._agent(task, wanted, remembered, snapshot)
+        agent = _in_its_arm(self._agent(task, wanted, remembered, snapshot), task, snapshot)
         candidates = self._weigh(agent, difficulty, features, snapshot)
         eligible = _eligible(candidates, agent, difficulty, remembered)
         alone = max(eligible, key=_by_utility)
@@ -85,7 +88,7 @@ class Router:
             base=chosen.base,
             tier=chosen.tier,
             difficulty=difficulty,
-            reason=Reason.SESSION if kept else _reason(chosen, agent, snapshot),
+            reason=_reason(chosen, agent, snapshot, kept=kept),
             confidence=agent.confidence,
             features=features,
             candidates=tuple(candidates),
@@ -152,6 +155,23 @@ def _standing(
     )
 
 
+def _in_its_arm(agent: _Agent, task: Task, snapshot: RouterSnapshot) -> _Agent:
+    """Put the canary in the champion's place for the sessions that try it out."""
+    if agent.name is None or agent.champion is None or not snapshot.canary_share:
+        return agent
+    canary = snapshot.registry.canary(agent.name)
+    if canary is None or _draw(task.session_key, canary) >= snapshot.canary_share:
+        return agent
+    home = _home(canary, snapshot)
+    return agent if home not in snapshot.up else agent._replace(champion=canary, home=home, tries_canary=True)
+
+
+def _draw(session: tuple[str, str], canary: AdapterVersion) -> float:
+    """A number in [0, 1) that a session keeps for as long as this canary lasts."""
+    text = "\0".join((*session, canary.digest)).encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest()) / 2**64
+
+
 def _home(version: AdapterVersion, snapshot: RouterSnapshot) -> int | None:
     """Find the tier that can serve `version`."""
     index = snapshot.tier_of_base(version.base)
@@ -190,7 +210,11 @@ def _at_least(remembered: SessionRoute | None, agent: _Agent, eligible: list[Can
     return [each for each in eligible if each.probability >= last.probability]
 
 
-def _reason(chosen: Candidate, agent: _Agent, snapshot: RouterSnapshot) -> Reason:
+def _reason(chosen: Candidate, agent: _Agent, snapshot: RouterSnapshot, *, kept: bool) -> Reason:
+    if chosen.adapter is not None and agent.tries_canary:
+        return Reason.CANARY
+    if kept:
+        return Reason.SESSION
     if chosen.adapter is not None:
         return Reason.CHAMPION
     if not agent.in_scope:

@@ -44,6 +44,8 @@ class RouterSnapshot:
     presets: Mapping[str, AgentPreset] = field(default_factory=lambda: MappingProxyType({}))
     sessions: Mapping[tuple[str, str], SessionRoute] = field(default_factory=lambda: MappingProxyType({}))
     is_warm: Callable[[AdapterVersion], bool] = _never_warm
+    canary_share: float = 0.0
+    """share of an agent's sessions that its canary answers, 0 to 1"""
     prices: tuple[float, ...] = field(init=False)
     """Root of each tier's price relative to the dearest: prices span powers of ten, and a step between two cheap tiers
     should count too. Where no tier has a price, its rank stands in for it."""

@@ -116,7 +116,7 @@ class LocalFleet:
         self._registered = registered
         for base, residency in self._residencies.items():
             residency.sync(version for version in registered.versions.values() if version.base == base)
-            self._prefetch_champions(residency)
+            self._prefetch_serving(residency)
 
     def hold(self, adapter: AdapterVersion, patience: Patience) -> AbstractAsyncContextManager[Held]:
         """See `Residency.hold`."""
@@ -154,16 +154,17 @@ class LocalFleet:
 
     def _engine_changed(self, engine: Engine, status: EngineStatus) -> None:
         if status.state is EngineState.READY:
-            self._prefetch_champions(self._residencies[engine.base_name])
+            self._prefetch_serving(self._residencies[engine.base_name])
         for callback in self._callbacks:
             callback()
 
-    def _prefetch_champions(self, residency: Residency) -> None:
+    def _prefetch_serving(self, residency: Residency) -> None:
         engine = residency.engine
         if not self._prefetch or not engine.slots or engine.status.state is not EngineState.READY:
             return
-        champions = (self._registered.champion(agent) for agent in self._registered.agents)
-        residency.prefetch(version for version in champions if version and version.base == engine.base_name)
+        registered = self._registered
+        wanted = (find(agent) for find in (registered.champion, registered.canary) for agent in registered.agents)
+        residency.prefetch(version for version in wanted if version and version.base == engine.base_name)
 
 
 def _residency(engine: Engine, metrics: Metrics) -> Residency:

@@ -163,6 +163,7 @@ class Gateway:
                 presets=self.presets,
                 sessions=self._sessions,
                 is_warm=self.is_warm,
+                canary_share=self.settings.training.canary_share,
             )
         return self._snapshot
 
