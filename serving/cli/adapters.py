@@ -7,10 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
-from serving.cli import adapter_checks
+from serving.cli import adapter_checks, adapter_export
 from serving.cli.client import Server, segment, server_of
 from serving.cli.errors import CliError, Misuse
-from serving.cli.options import AsJson, Url, settings_of
+from serving.cli.options import AsJson, Url
 from serving.cli.output import Output, megabytes
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Adapter: NAME or NAME@VERSION.")]
@@ -30,7 +30,7 @@ def build() -> typer.Typer:
     group.command("pin")(pin)
     group.command("unpin")(unpin)
     group.command("retire")(retire)
-    group.command("export")(export)
+    group.command("export")(adapter_export.export)
     adapter_checks.add_commands(group)
     return group
 
@@ -209,36 +209,6 @@ def retire(ctx: typer.Context, name: Name, url: Url = None, as_json: AsJson = Fa
         retired = server.delete(f"/v1/adapters/{segment(name)}")
     out.json(retired)
     out.line(f"{retired['name']}: retired {', '.join(retired['retired'])}")
-
-
-def export(
-    ctx: typer.Context,
-    name: Name,
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="New folder to write.")],
-    as_json: AsJson = False,
-) -> None:
-    """Write an adapter as an ordinary PEFT folder.
-
-    Reads the home on this machine; needs no server.
-    """
-    from adapters_registry import AdapterRegistry, RegistryError, open_database
-
-    out = Output(as_json)
-    settings = settings_of(ctx).settings
-    if not (settings.home / "adapters").is_dir():
-        raise CliError(f"there are no adapters in {settings.home}: set LORADOCK_HOME to the server's home")
-    database = open_database(settings.database)
-    try:
-        registry = AdapterRegistry(database, settings.home, bases={})
-        written = registry.export(name, folder)
-    except RegistryError as error:
-        raise CliError(error.message) from None
-    except OSError as error:
-        raise CliError(f"{folder}: {error.strerror or error}") from None
-    finally:
-        database.close()
-    out.json({"name": name, "folder": str(written)})
-    out.line(f"wrote {written}")
 
 
 def _act(server: Server, name: str, action: str) -> Any:
