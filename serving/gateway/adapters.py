@@ -6,12 +6,13 @@ import asyncio
 import dataclasses
 from typing import Any, Literal
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Depends
 from pydantic import BaseModel, ConfigDict, Field
 
 from adapters_registry.model import AdapterVersion
-from serving.auth import Caller, refuse_foreign_page, require_admin
+from serving.auth import Caller
 from serving.errors import Conflict
+from serving.gateway.callers import admin
 from serving.gateway.state import Gateway
 from serving.residency import AdapterState, Patience
 
@@ -39,13 +40,6 @@ class VersionChoice(BaseModel):
     version: str | None = Field(None, description="at least 6 hex digits; default: the newest")
 
 
-def _admin(request: Request) -> Caller:
-    caller: Caller = request.state.caller
-    require_admin(caller)
-    refuse_foreign_page(caller, request.headers.get("origin"))
-    return caller
-
-
 def adapters_router(gateway: Gateway) -> APIRouter:
     """The routes, bound to `gateway`."""
     router = APIRouter(prefix="/v1/adapters", tags=["adapters"])
@@ -59,7 +53,7 @@ def _add_collection(router: APIRouter, gateway: Gateway) -> None:
     registry = gateway.registry
 
     @router.post("", status_code=201)
-    async def register(body: Registration, caller: Caller = Depends(_admin)) -> dict[str, Any]:
+    async def register(body: Registration, caller: Caller = Depends(admin)) -> dict[str, Any]:
         """Fetch, validate and store an adapter; 201 when it can be served, 409 if no slot is left for `pin`."""
         version = await asyncio.to_thread(
             registry.register,
@@ -94,7 +88,7 @@ def _add_collection(router: APIRouter, gateway: Gateway) -> None:
         }
 
     @router.delete("/{name}")
-    async def retire(name: str, caller: Caller = Depends(_admin)) -> dict[str, Any]:
+    async def retire(name: str, caller: Caller = Depends(admin)) -> dict[str, Any]:
         """Retire all versions of a name, or one (`name@version`): requests in flight end, new ones go elsewhere."""
         plain, _, version = name.partition("@")
         retired = await asyncio.to_thread(registry.retire, plain, version or None, actor=caller.name)
@@ -106,7 +100,7 @@ def _add_lifecycle(router: APIRouter, gateway: Gateway) -> None:
     registry = gateway.registry
 
     @router.post("/{name}/promote")
-    async def promote(name: str, body: VersionChoice | None = None, caller: Caller = Depends(_admin)) -> dict[str, Any]:
+    async def promote(name: str, body: VersionChoice | None = None, caller: Caller = Depends(admin)) -> dict[str, Any]:
         """Make a version the agent's champion."""
         plain, version = _split(name, body)
         promoted = await asyncio.to_thread(registry.promote, plain, version, actor=caller.name)
@@ -114,21 +108,21 @@ def _add_lifecycle(router: APIRouter, gateway: Gateway) -> None:
         return _brief(promoted)
 
     @router.post("/{name}/rollback")
-    async def rollback(name: str, caller: Caller = Depends(_admin)) -> dict[str, Any]:
+    async def rollback(name: str, caller: Caller = Depends(admin)) -> dict[str, Any]:
         """Make the agent's previous champion its champion again; `name` is the adapter's or the agent's."""
         champion = await asyncio.to_thread(registry.rollback, name, actor=caller.name)
         await gateway.refresh()
         return _brief(champion)
 
     @router.post("/{name}/pin")
-    async def pin(name: str, caller: Caller = Depends(_admin)) -> dict[str, Any]:
+    async def pin(name: str, caller: Caller = Depends(admin)) -> dict[str, Any]:
         """Keep an adapter resident. At least one slot stays for the others, where there are two."""
         version = await asyncio.to_thread(registry.resolve, name)
         pinned = await _pin(gateway, version, caller)
         return {**_brief(pinned), "pinned": True}
 
     @router.post("/{name}/unpin")
-    async def unpin(name: str, caller: Caller = Depends(_admin)) -> dict[str, Any]:
+    async def unpin(name: str, caller: Caller = Depends(admin)) -> dict[str, Any]:
         """Let an adapter be evicted again."""
         plain, version = _split(name, None)
         unpinned = await asyncio.to_thread(registry.unpin, plain, version, actor=caller.name)
@@ -139,7 +133,7 @@ def _add_lifecycle(router: APIRouter, gateway: Gateway) -> None:
 def _add_residency(router: APIRouter, gateway: Gateway) -> None:
     registry = gateway.registry
 
-    async def load(name: str, caller: Caller = Depends(_admin)) -> dict[str, Any]:
+    async def load(name: str, caller: Caller = Depends(admin)) -> dict[str, Any]:
         """Make an adapter resident now, and answer when it is."""
         version = await asyncio.to_thread(registry.resolve, name)
         engine = gateway.engine(version.base)
@@ -152,7 +146,7 @@ def _add_residency(router: APIRouter, gateway: Gateway) -> None:
     router.post("/{name}/prefetch")(load)
 
     @router.post("/{name}/unload")
-    async def unload(name: str, caller: Caller = Depends(_admin)) -> dict[str, Any]:
+    async def unload(name: str, caller: Caller = Depends(admin)) -> dict[str, Any]:
         """Free an adapter's slot once its requests have ended."""
         version = await asyncio.to_thread(registry.resolve, name)
         if version.pinned:
