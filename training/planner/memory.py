@@ -2,14 +2,14 @@
 
 A step has four moments at which memory can peak; each is a sum of parts, and the largest is the peak:
 
-    loss              every block's forward is done; the logits are made and turned into a gradient
+    loss              every block's forward is done; logits are made and turned into a gradient
     last block        the block nearest the loss runs backward: everything kept for the others is still there
     first block       the backward pass ends: all gradients are there, and little else
     optimiser step    weights, gradients and states
 
-The terms of a block are those of the eager kernels (`recipe.Kernels`), counted tensor by tensor, with attention that
-never stores scores (FlashAttention, Dao et al., arXiv:2205.14135). docs/training-memory.md derives them and compares
-them with measured peaks. Bytes are what the allocator is asked for (`torch.cuda.max_memory_allocated`).
+The terms of a block are those of its kernels (`recipe.Kernels`), counted tensor by tensor (`activations`), with
+attention that never stores scores (FlashAttention, Dao et al., arXiv:2205.14135). docs/training-memory.md derives them
+and compares them with measured peaks. Bytes are what the allocator is asked for (`torch.cuda.max_memory_allocated`).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from training.planner.activations import Activations, logit_bytes
 from training.planner.recipe import BYTES, Recipe
 from training.planner.shape import ModelShape
 
@@ -26,10 +27,10 @@ PARTS = ("weights", "adapter", "gradients", "optimiser", "activations", "logits"
 NF4_BITS = 4 + 8 / 64 + 32 / (64 * 256)
 """bits a parameter in NF4 with double quantisation: an 8-bit scale for each 64, an fp32 scale for each 256 of those
 (Dettmers et al., arXiv:2305.14314, section 3)"""
-ADAM_BYTES = {"adamw": 2, "paged_adamw_8bit": 0}
-"""states of Adam, in tensors of the parameters' size; 8-bit ones are counted apart"""
 ADAM8_BYTES = 2 * (1 + 4 / 256)
-"""bytes a parameter: two 8-bit states, an fp32 scale for each 256"""
+"""bytes a parameter of 8-bit Adam: two states, an fp32 scale for each 256 (bitsandbytes; arXiv:2110.02861)"""
+MASTER_BYTES = 4
+"""full fine-tuning holds weights, gradients and states in fp32; autocast makes 16-bit copies"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +48,10 @@ class Moment:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """What a step needs."""
+    """What a step needs; `host` bytes more lie in host memory, offloaded."""
 
     moments: tuple[Moment, ...]
     host: int
-    """bytes in host memory: what is offloaded"""
 
     @property
     def peak(self) -> Moment:
@@ -64,49 +64,43 @@ class Memory:
 
 
 def memory_of(shape: ModelShape, recipe: Recipe) -> Memory:
-    """Peak memory of one step of `recipe` on `shape`, and what lies in host memory."""
-    fixed = _Fixed(shape, recipe)
-    tokens = recipe.tokens
-    saved = tokens * kept_per_token(shape, recipe)
-    entry = tokens * BYTES[recipe.compute] * shape.hidden
+    """What one step of `recipe` on `shape` needs."""
+    fixed, block = _Fixed(shape, recipe), Activations(shape, recipe)
     again = recipe.checkpoints(shape.layers)
-    offloads = recipe.offload or recipe.how.offloads
     # an offloaded checkpoint is on the card while it is copied: one on its way out, one on its way in
-    entries = entry * (min(again, 2) if offloads else again)
-    waiting = (shape.layers - again) * saved + entries
-    recomputed = saved if again == shape.layers else 0
-    flight, workspace = _in_flight(shape, recipe)
+    entries = block.entry * (min(again, 2) if block.offloads else again)
+    waiting = (shape.layers - again) * block.kept + entries
+    recomputed = block.made if again == shape.layers else 0
+    buffers = fixed.buffers or block.scratch
     moments = (
-        fixed.at("loss", activations=waiting + _head_kept(shape, recipe), logits=_logits(shape, recipe)),
+        fixed.at(
+            "loss",
+            activations=waiting + block.head,
+            logits=logit_bytes(shape, recipe),
+            workspace=fixed.buffers + fixed.copies,
+        ),
         fixed.at(
             "last block",
-            activations=waiting + recomputed + flight,
-            workspace=workspace,
+            activations=waiting + recomputed + block.in_flight,
+            workspace=buffers + fixed.copies * (shape.layers - again) // shape.layers,
             gradients=fixed.head_gradients,
         ),
-        fixed.at("first block", activations=entry + saved + flight, workspace=workspace, gradients=fixed.all_gradients),
-        fixed.at("optimiser step", gradients=fixed.all_gradients),
+        fixed.at(
+            "first block",
+            activations=block.entry + block.made + block.in_flight,
+            workspace=buffers,
+            gradients=fixed.gradients,
+        ),
+        fixed.at("optimiser step", gradients=fixed.gradients, workspace=fixed.buffers),
     )
-    host = (entry * again if offloads else 0) + fixed.host
-    return Memory(moments, host)
+    return Memory(moments, fixed.host + (block.entry * again if block.offloads else 0))
 
 
-def kept_per_token(shape: ModelShape, recipe: Recipe) -> int:
-    """Bytes that one block keeps for its backward pass, a token."""
-    size, how = BYTES[recipe.compute], recipe.how
-    hidden, q, kv, inner = shape.hidden, shape.q_width, shape.kv_width, shape.intermediate
-    norm = 4 if how.norm_in_fp32 else size
-    kept = norm * shape.norms_per_layer * hidden + (norm * (q + kv) if shape.qk_norm else 0)
-    kept += size * 2 * hidden  # inputs of the attention's and of the MLP's projections
-    kept += size * (2 * q + 2 * (q if how.repeats_kv else kv)) + 4 * shape.heads  # q, out, k, v; log-sum-exp
-    kept += size * how.mlp_kept * inner
+def trained(shape: ModelShape, recipe: Recipe) -> tuple[int, int]:
+    """(parameters that learn, bytes of each)."""
     if recipe.method == "full":
-        return kept + size * shape.norms_per_layer * hidden  # what the norms' weights multiply
-    kept += size * recipe.rank * len(shape.linears)
-    if recipe.dropout:
-        # each LoRA branch keeps its own dropped-out input and a mask of bytes; the inputs are then needed no more
-        kept += (size + 1) * sum(linear.inputs for linear in shape.linears) - size * (2 * hidden + inner)
-    return kept
+        return shape.parameters.total, MASTER_BYTES
+    return shape.lora_parameters(recipe.rank), max(BYTES[recipe.compute], BYTES[recipe.how(shape).adapter])
 
 
 def weight_bytes(shape: ModelShape, recipe: Recipe) -> int:
@@ -114,78 +108,44 @@ def weight_bytes(shape: ModelShape, recipe: Recipe) -> int:
     counts = shape.parameters
     if recipe.method == "qlora":
         return round(counts.linear_weights * NF4_BITS / 8) + 2 * (counts.total - counts.linear_weights)
-    return BYTES[recipe.compute] * counts.total
-
-
-def trained_bytes(shape: ModelShape, recipe: Recipe) -> tuple[int, int]:
-    """(parameters that learn, bytes of each)."""
-    if recipe.method == "full":
-        return shape.parameters.total, BYTES[recipe.compute]
-    return shape.lora_parameters(recipe.rank), 4 if recipe.compute == "fp32" else BYTES[recipe.how.adapter]
+    return counts.total * (MASTER_BYTES if recipe.method == "full" else BYTES[recipe.compute])
 
 
 class _Fixed:
     """What does not depend on the batch."""
 
     def __init__(self, shape: ModelShape, recipe: Recipe) -> None:
-        count, size = trained_bytes(shape, recipe)
+        count, size = trained(shape, recipe)
         full = recipe.method == "full"
-        states = round(count * (ADAM8_BYTES if recipe.optimiser != "adamw" else 2 * size))
-        away = full and recipe.offload
-        self.host = states if away else 0
-        self._always = {
-            "weights": weight_bytes(shape, recipe),
-            "adapter": 0 if full else count * size,
-            "optimiser": 0 if away else states,
-        }
-        self.all_gradients = count * size
-        head = shape.parameters.head_table * size if full else 0
+        states = round(count * ADAM8_BYTES) if recipe.optimiser == "paged_adamw_8bit" else 2 * count * size
+        states_away = states if full and recipe.offload else 0
+        table_away = 2 * shape.parameters.embeddings if recipe.host_embedding and not shape.tied and not full else 0
+        self.host = states_away + table_away
+        self.buffers = _weight_buffers(shape, recipe) if recipe.how(shape).buffers else 0
+        # autocast's copies live through the forward pass, and then as long as a block that is not computed again
+        casts = full and recipe.compute == "bf16"
+        self.copies = 2 * (shape.parameters.linear_weights + shape.parameters.head_table) if casts else 0
+        self.gradients = count * size
         # accumulated gradients stay from one pass to the next
-        self.head_gradients = self.all_gradients if recipe.accumulate > 1 else head
-        self._before = self.all_gradients if recipe.accumulate > 1 else 0
+        self._standing = self.gradients if recipe.accumulate > 1 else 0
+        self.head_gradients = self._standing or (shape.parameters.head_table * size if full else 0)
+        self._always = {
+            "weights": weight_bytes(shape, recipe) - table_away,
+            "adapter": 0 if full else count * size,
+            "optimiser": states - states_away,
+        }
 
     def at(self, name: str, **parts: int) -> Moment:
-        return Moment(name, {part: 0 for part in PARTS} | self._always | {"gradients": self._before} | parts)
+        return Moment(name, dict.fromkeys(PARTS, 0) | self._always | {"gradients": self._standing} | parts)
 
 
-def _in_flight(shape: ModelShape, recipe: Recipe) -> tuple[int, int]:
-    """(activations, workspace) beside what is kept, while the MLP of a block runs backward."""
-    size, tokens = BYTES[recipe.compute], recipe.tokens
-    wide = size * shape.intermediate * tokens
-    matrix = shape.hidden * shape.intermediate
-    stream = 2 * size * shape.hidden * tokens  # gradients of the residual stream and of the branch
-    if recipe.method == "full":
-        return stream + wide, size * matrix  # the matrix's gradient, before it is added to the others
-    dequantised = 2 * matrix if recipe.method == "qlora" else 0
-    lora = wide * (recipe.how.mlp_in_flight - 1)
-    # the dequantised matrix is gone when LoRA's gradient of the same width is made
-    return stream + wide + lora, max(0, dequantised - lora)
-
-
-def _head_kept(shape: ModelShape, recipe: Recipe) -> int:
-    """The last norm's input and output."""
-    return (
-        recipe.tokens
-        * shape.hidden
-        * ((4 if recipe.how.norm_in_fp32 else BYTES[recipe.compute]) + BYTES[recipe.compute])
-    )
-
-
-def _logits(shape: ModelShape, recipe: Recipe) -> int:
-    """Logits, their log-probabilities and gradients, at the moment when most of them are alive."""
-    size = BYTES[recipe.compute]
-    if recipe.loss == "plain":
-        # log-probabilities, the gradient that picks the labels, the gradient of the logits, all in fp32
-        return 12 * shape.vocabulary * recipe.tokens
-    # a gradient for every row; logits, fp32 logits and gradient for the rows of one chunk
-    return size * shape.hidden * recipe.tokens + (size + 8) * shape.vocabulary * chunk_rows(shape, recipe.tokens)
-
-
-def chunk_rows(shape: ModelShape, tokens: int) -> int:
-    """Rows whose logits are made at once: so many that they take what the hidden states of all rows take.
-
-    The rule is Liger's (arXiv:2410.10989, section 3.2).
-    """
-    chunks = -(-shape.vocabulary // shape.hidden)
-    rows = -(-tokens // chunks)
-    return min(tokens, 1 << (rows - 1).bit_length())
+def _weight_buffers(shape: ModelShape, recipe: Recipe) -> int:
+    """Two buffers of the fast path: gate and up with their adapters, and the largest of the other groups."""
+    q, k, v, out, gate, up, down = shape.linears
+    size, ranks = BYTES[recipe.compute], recipe.rank
+    group = [
+        sum(linear.outputs for linear in members) * members[0].inputs
+        + len(members) * ranks * (sum(linear.outputs for linear in members) + members[0].inputs)
+        for members in ((gate, up), (q, k, v), (out,), (down,))
+    ]
+    return size * (group[0] + max(group[1:]))

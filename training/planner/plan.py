@@ -9,7 +9,7 @@ from typing import Any
 
 from training.planner.cards import CONTEXT, SLACK, Card
 from training.planner.errors import DoesNotFit
-from training.planner.memory import GIB, PARTS, Memory, memory_of, trained_bytes
+from training.planner.memory import GIB, PARTS, Memory, memory_of, trained
 from training.planner.recipe import Recipe
 from training.planner.shape import ModelShape
 from training.planner.speed import Speed, speed_of
@@ -81,7 +81,7 @@ class Plan:
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as JSON."""
-        trained, _ = trained_bytes(self.shape, self.recipe)
+        learned, _ = trained(self.shape, self.recipe)
         counts = self.shape.parameters
         return {
             "fits": self.fits,
@@ -90,8 +90,8 @@ class Plan:
             "model": {
                 "name": self.shape.name,
                 "parameters": {"total": counts.total, **asdict(counts)},
-                "trained": trained,
-                "trained_share": trained / counts.total,
+                "trained": learned,
+                "trained_share": learned / counts.total,
             },
             "card": {"name": self.card.name, "memory_bytes": self.card.memory, "usable_bytes": self.card.usable()},
             "recipe": asdict(self.recipe),
@@ -114,9 +114,10 @@ def plan(shape: ModelShape, recipe: Recipe, card: Card, work: Work | None = None
     """The plan for `recipe`, or for the first fallback that fits the card."""
     asked = memory_of(shape, recipe)
     fits = _fits(asked, card)
-    chosen, memory, steps = recipe, asked, ()
+    chosen, memory = recipe, asked
+    steps: tuple[str, ...] = ()
     if not fits:
-        for chosen, steps in _fallbacks(shape, recipe):
+        for chosen, steps in _fallbacks(shape, recipe):  # noqa: B007  # the last ones are used
             memory = memory_of(shape, chosen)
             if fits := _fits(memory, card):
                 break
@@ -163,8 +164,12 @@ def _fallbacks(shape: ModelShape, recipe: Recipe) -> Iterator[tuple[Recipe, tupl
     if recipe.method == "lora":
         recipe, steps = replace(recipe, method="qlora"), (*steps, "4-bit weights")
         yield recipe, steps
+    if recipe.how(shape).buffers and not (shape.tied or recipe.host_embedding):
+        recipe, steps = replace(recipe, host_embedding=True), (*steps, "embedding in host memory")
+        yield recipe, steps
     if not recipe.offload:
-        recipe, steps = replace(recipe, offload=True), (*steps, "offload to host memory")
+        what = "optimiser state" if recipe.method == "full" else "checkpoints"
+        recipe, steps = replace(recipe, offload=True), (*steps, f"{what} in host memory")
         yield recipe, steps
 
 

@@ -144,11 +144,19 @@ def load_shape(model: str) -> ModelShape:
     if path.is_file():
         return read_shape(path, path.stem if path.name != CONFIG else path.resolve().parent.name)
     if model.lower() in NAMED_CONFIGS:
-        name, config = NAMED_CONFIGS[model.lower()]
-        return shape_of(config, name)
+        hub_id, config = NAMED_CONFIGS[model.lower()]
+        return shape_of(config, hub_id.rpartition("/")[2])
     if model.lower() == EMBEDDED:
         return read_shape(BASE / CONFIG, BASE_NAME)
     raise ShapeError(f"'{model}' is no folder, no config file and none of {', '.join(shape_names())}")
+
+
+def base_of(model: str) -> str:
+    """The base that `model` (as in `load_shape`) stands for, as the trainer loads it: a folder or a Hub id."""
+    path = Path(model).expanduser()
+    if path.exists():
+        return str((path if path.is_dir() else path.parent).resolve())
+    return str(BASE) if model.lower() == EMBEDDED else NAMED_CONFIGS[model.lower()][0]
 
 
 def read_shape(file: Path, name: str) -> ModelShape:

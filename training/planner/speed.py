@@ -1,7 +1,7 @@
 """How long a run takes: operations from the shape, rates measured on one card and scaled to others by their data sheet.
 
 A step takes `layers * layer_s + operations / (tflops * efficiency)`. Both constants of `recipe.Kernels` come from two
-measured batches (TRL and Unsloth on an H200, Qwen2.5-7B shape, 2048-token rows) or, with `layer_s` kept, from one (Liger).
+measured batches (TRL, Unsloth; H200, Qwen2.5-7B shape, 2048-token rows) or, with TRL's `layer_s`, from one (Liger).
 On other cards the same shares are assumed: an estimate, to be replaced by a measurement.
 """
 
@@ -30,10 +30,10 @@ def speed_of(shape: ModelShape, recipe: Recipe, card: Card) -> Speed | None:
     """What to expect; None for a card whose rate is not known."""
     if not card.tflops:
         return None
-    operations = flop_per_token(shape, recipe)
+    operations, how = flop_per_token(shape, recipe), recipe.how(shape)
     rate = card.tflops * 1e12
-    launches = 0.0 if card.cpu else shape.layers * recipe.how.layer_s
-    step = launches + recipe.tokens * operations / (rate * recipe.how.efficiency)
+    launches = 0.0 if card.cpu else shape.layers * how.layer_s
+    step = launches + recipe.tokens * operations / (rate * how.efficiency)
     return Speed(recipe.tokens / step, rate * _MATRIX_SHARE / operations, operations)
 
 

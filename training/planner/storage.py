@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from training.planner.memory import trained_bytes
+from training.planner.memory import trained
 from training.planner.recipe import Recipe
 from training.planner.shape import ModelShape
 
@@ -27,13 +27,13 @@ class Storage:
 def storage_of(shape: ModelShape, recipe: Recipe) -> Storage:
     """Files of a run: tensors alone, without the few kB of their headers."""
     counts = shape.parameters
-    trained, size = trained_bytes(shape, recipe)
-    states = 2 * trained * (size if recipe.optimiser == "adamw" else 1)
+    count, size = trained(shape, recipe)
+    states = 2 * count * (size if recipe.optimiser == "adamw" else 1)
     matrices = counts.total - counts.norms - _biases(shape)
     small = 4 * (counts.total - matrices)  # GGUF keeps vectors in fp32
     return Storage(
-        adapter=0 if recipe.method == "full" else trained * size,
-        checkpoints=KEPT_CHECKPOINTS * (trained * size + states),
+        adapter=0 if recipe.method == "full" else count * size,
+        checkpoints=KEPT_CHECKPOINTS * (count * size + states),
         merged=2 * counts.total,
         gguf_q8=round(matrices * _Q8_BYTES) + small,
         gguf_f16=2 * matrices + small,
