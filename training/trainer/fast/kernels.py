@@ -186,7 +186,12 @@ def cross_entropy(logits: Tensor, labels: Tensor, losses: Tensor, *, backward: b
 
 
 def dequantise(
-    packed: Tensor, scales: Tensor, nested: tuple[Tensor, Tensor, Tensor, int] | None, code: Tensor, size: int, out: Tensor
+    packed: Tensor,
+    scales: Tensor,
+    nested: tuple[Tensor, Tensor, Tensor, int] | None,
+    code: Tensor,
+    size: int,
+    out: Tensor,
 ) -> None:
     blocks = out.numel() // size
     scale_code, outer, offset, outer_block = nested or (scales, scales, scales, 1)

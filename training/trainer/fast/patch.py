@@ -160,7 +160,9 @@ def _patch_layer(layer: Any, fused: FusedLayer) -> None:
         position_embeddings: tuple[Tensor, Tensor] | None = None,
         **options: Any,
     ) -> Tensor:
-        usable = self.training and torch.is_grad_enabled() and past_key_values is None and position_embeddings is not None
+        usable = (
+            self.training and torch.is_grad_enabled() and past_key_values is None and position_embeddings is not None
+        )
         if not usable or _disabled(self):
             return plain(  # type: ignore[no-any-return]
                 hidden_states,
@@ -240,6 +242,7 @@ def _move_to_host(embedding: Any) -> None:
         return rows.to(device, non_blocking=True)
 
     embedding.forward = MethodType(forward, embedding)
+    embedding._apply = lambda *_, **__: embedding  # `model.to(device)` leaves it where it is
 
 
 __all__ = ["Acceleration", "Attention", "accelerate_model", "kept_bytes", "unsupported"]
