@@ -211,12 +211,10 @@ def _at_least(remembered: SessionRoute | None, agent: _Agent, eligible: list[Can
 
 
 def _reason(chosen: Candidate, agent: _Agent, snapshot: RouterSnapshot, *, kept: bool) -> Reason:
-    if chosen.adapter is not None and agent.tries_canary:
+    if agent.tries_canary and chosen.adapter is not None:
         return Reason.CANARY
-    if kept:
-        return Reason.SESSION
-    if chosen.adapter is not None:
-        return Reason.CHAMPION
+    if kept or chosen.adapter is not None:
+        return Reason.SESSION if kept else Reason.CHAMPION
     if not agent.in_scope:
         return Reason.OUT_OF_SCOPE
     if agent.champion is None:
