@@ -123,6 +123,7 @@ class Settings(BaseSettings):
     prefetch: bool = Field(True, description="load champions of agents before their first request")
 
     max_body_bytes: int = Field(8 << 20, ge=1024, description="largest request body")
+    max_upload_bytes: int = Field(512 << 20, ge=1024, description="largest file sent to /v1/files")
     max_inflight: int = Field(256, ge=1, description="requests running at once in one gateway process")
     max_queued: int = Field(256, ge=0, description="requests waiting for a turn; more get 429")
     queue_timeout_s: float = Field(30.0, gt=0, description="longest wait for a turn before 429")

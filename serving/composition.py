@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from adapters_registry import AdapterRegistry, BaseModelSpec, open_database
+from adapters_registry import AdapterRegistry, BaseModelSpec, Database, open_database
 from adapters_registry.errors import RegistryError, SourceError
 from configs import embedded
 from configs.agents import load_presets
@@ -21,6 +21,9 @@ from serving.fleet import Fleet, LocalFleet
 from serving.gateway import Gateway
 from serving.metrics import Metrics
 from serving.recorder import Recorder
+from training.jobs import JobStore
+from training.jobs.files import FileStore
+from training.jobs.service import TrainingService
 
 log = logging.getLogger(__name__)
 
@@ -31,16 +34,17 @@ def compose_alone(settings: Settings, keys: KeyRing) -> tuple[Gateway, LocalFlee
     """One process that does everything, not started yet: the gateway, and the fleet that it starts."""
     metrics = Metrics()
     engines = build_engines(settings)
-    registry = _prepare_registry(settings, engines)
+    database = open_database(settings.database)
+    registry = _prepare_registry(settings, engines, database)
     fleet = LocalFleet(engines, metrics, prefetch=settings.prefetch)
-    return _gateway(settings, keys, fleet, registry, metrics), fleet
+    return _gateway(settings, keys, fleet, registry, metrics=metrics, database=database), fleet
 
 
 def compose_parent(settings: Settings, control_path: Path) -> ControlServer:
     """The process that keeps the engines for several gateway processes."""
     metrics = Metrics()
     engines = build_engines(settings)
-    registry = _prepare_registry(settings, engines)
+    registry = _prepare_registry(settings, engines, open_database(settings.database))
     fleet = LocalFleet(engines, metrics, prefetch=settings.prefetch)
     return ControlServer(fleet, registry, control_path, metrics)
 
@@ -49,8 +53,9 @@ def compose_worker(settings: Settings, keys: KeyRing, control_path: Path, on_los
     """One of several gateway processes; `on_lost` is called when the parent has gone."""
     metrics = Metrics()
     fleet = LinkedFleet(control_path, settings.request_timeout_s, on_lost=on_lost)
-    registry = _open_registry(settings, build_engines(settings))
-    gateway = _gateway(settings, keys, fleet, registry, metrics)
+    database = open_database(settings.database)
+    registry = open_registry(settings, build_engines(settings), database)
+    gateway = _gateway(settings, keys, fleet, registry, metrics=metrics, database=database)
     refreshes: set[asyncio.Task[None]] = set()
 
     def refresh() -> None:
@@ -62,7 +67,9 @@ def compose_worker(settings: Settings, keys: KeyRing, control_path: Path, on_los
     return gateway
 
 
-def _gateway(settings: Settings, keys: KeyRing, fleet: Fleet, registry: AdapterRegistry, metrics: Metrics) -> Gateway:
+def _gateway(
+    settings: Settings, keys: KeyRing, fleet: Fleet, registry: AdapterRegistry, *, metrics: Metrics, database: Database
+) -> Gateway:
     presets = load_presets(settings.agents_dir)
     return Gateway(
         settings,
@@ -73,26 +80,34 @@ def _gateway(settings: Settings, keys: KeyRing, fleet: Fleet, registry: AdapterR
         metrics=metrics,
         recorder=Recorder(None, on_drop=metrics.drops.inc),
         router=Router.from_presets(presets),
+        training=compose_service(settings, database),
     )
 
 
-def _prepare_registry(settings: Settings, engines: Sequence[Engine]) -> AdapterRegistry:
+def compose_service(settings: Settings, database: Database) -> TrainingService:
+    """The queue of training jobs and the uploads, for routes and commands."""
+    store = JobStore(database, budget_usd=settings.training.budget_usd)
+    return TrainingService(store, FileStore(database, settings.home), settings.home)
+
+
+def _prepare_registry(settings: Settings, engines: Sequence[Engine], database: Database) -> AdapterRegistry:
     """Open the registry, clean what a killed registration left behind, and register the demo adapters."""
-    registry = _open_registry(settings, engines)
+    registry = open_registry(settings, engines, database)
     registry.recover()
     if settings.demo:
         _register_demo(registry, settings)
     return registry
 
 
-def _open_registry(settings: Settings, engines: Sequence[Engine]) -> AdapterRegistry:
+def open_registry(settings: Settings, engines: Sequence[Engine], database: Database) -> AdapterRegistry:
+    """The registry, which takes adapters of the bases that `engines` serve."""
     settings.home.mkdir(parents=True, exist_ok=True)
 
     def bases() -> dict[str, BaseModelSpec]:
         # Asked at each registration: a remote engine tells its base, and a hub model is fetched, after the start.
         return {engine.base_name: _base_spec(engine) for engine in engines if engine.slots}
 
-    return AdapterRegistry(open_database(settings.database), settings.home, bases=bases)
+    return AdapterRegistry(database, settings.home, bases=bases)
 
 
 def _base_spec(engine: Engine) -> BaseModelSpec:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import logging.handlers
+import secrets
 import signal
 import socket
 import tempfile
@@ -19,10 +20,11 @@ from starlette.types import ASGIApp
 
 from adapters_registry.model import RegistrySnapshot
 from configs.settings import Settings, SettingsError
-from serving.auth import KeyRing, check_binding
+from serving.auth import TRAINING, KeyRing, check_binding
 from serving.composition import compose_alone, compose_parent
 from serving.engine.base import Engine, EngineState, EngineStatus
 from serving.gateway import create_app
+from serving.training_process import TrainingProcess
 from serving.workers import Workers
 
 LOG_BYTES = 16 << 20
@@ -148,16 +150,20 @@ class AnnouncingServer(uvicorn.Server):
 
 
 async def _serve_alone(settings: Settings, keys: KeyRing, listener: socket.socket, events: ServeEvents) -> None:
+    training = TrainingProcess(settings, url_of(listener), secrets.token_urlsafe(32))
+    keys.admit(training.key, TRAINING)
     gateway, fleet = compose_alone(settings, keys)
     server = AnnouncingServer(uvicorn_config(create_app(gateway), settings), events.stopping)
     events.listening(url_of(listener))
     watcher = _watch_start(fleet.engines, events, lambda: gateway.registered)
+    training.start(watcher)
     try:
         await server.serve(sockets=[listener])
         if not server.started:
             raise OSError(f"the server could not start; the reason is in {settings.home / 'logs'}")
     finally:
         watcher.cancel()
+        await training.stop()
 
 
 async def _serve_many(settings: Settings, keys: KeyRing, listener: socket.socket, events: ServeEvents) -> None:
@@ -166,17 +172,20 @@ async def _serve_many(settings: Settings, keys: KeyRing, listener: socket.socket
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     with tempfile.TemporaryDirectory(prefix="loradock-") as folder:
+        training = TrainingProcess(settings, url_of(listener), secrets.token_urlsafe(32))
         control = compose_parent(settings, Path(folder) / "control")
-        workers = Workers(settings, listener, Path(folder) / "control")
+        workers = Workers(settings, listener, Path(folder) / "control", training.key)
         events.listening(url_of(listener))
         watcher = _watch_start(control.fleet.engines, events, lambda: control.registered)
         try:
             await control.start()
             workers.start()
+            training.start(watcher)
             await stop.wait()
         finally:
             events.stopping()
             watcher.cancel()
+            await training.stop()
             await workers.stop()
             await control.stop()
 

@@ -39,10 +39,11 @@ def shared_metrics(settings: Settings) -> Iterator[None]:
 
 
 class Workers:
-    """The children. `listener` is the listening socket that they share."""
+    """The children. `listener` is the listening socket that they share; they let `training_key` in."""
 
-    def __init__(self, settings: Settings, listener: socket.socket, control_path: Path) -> None:
+    def __init__(self, settings: Settings, listener: socket.socket, control_path: Path, training_key: str) -> None:
         self._settings = settings
+        self._training_key = training_key
         self._listener = listener
         self._control_path = control_path
         # Spawned, not forked: the parent runs threads and an event loop.
@@ -71,7 +72,9 @@ class Workers:
 
     def _spawn(self) -> BaseProcess:
         process = self._context.Process(
-            target=run_worker, args=(self._settings, self._listener, str(self._control_path)), daemon=True
+            target=run_worker,
+            args=(self._settings, self._listener, str(self._control_path), self._training_key),
+            daemon=True,
         )
         process.start()
         return process
@@ -88,20 +91,20 @@ class Workers:
                     self._processes[index] = self._spawn()
 
 
-def run_worker(settings: Settings, listener: socket.socket, control_path: str) -> None:
+def run_worker(settings: Settings, listener: socket.socket, control_path: str, training_key: str) -> None:
     """Run one gateway process until SIGTERM or the parent's end."""
     import uvloop
 
     # Ctrl-C reaches the whole group; the parent decides when its workers end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve_worker(settings, listener, Path(control_path)))
+        runner.run(_serve_worker(settings, listener, Path(control_path), training_key))
 
 
-async def _serve_worker(settings: Settings, listener: socket.socket, control_path: Path) -> None:
+async def _serve_worker(settings: Settings, listener: socket.socket, control_path: Path, training_key: str) -> None:
     import uvicorn
 
-    from serving.auth import KeyRing
+    from serving.auth import TRAINING, KeyRing
     from serving.composition import compose_worker
     from serving.gateway import create_app
     from serving.server import log_to_file, uvicorn_config
@@ -113,6 +116,7 @@ async def _serve_worker(settings: Settings, listener: socket.socket, control_pat
 
     # The parent has checked the binding; a key file that has gone since must not open the worker that replaces another.
     keys = KeyRing(settings.keys_file, required=not settings.is_loopback)
+    keys.admit(training_key, TRAINING)
     gateway = compose_worker(settings, keys, control_path, parent_lost)
     server = uvicorn.Server(uvicorn_config(create_app(gateway), settings))
     await server.serve(sockets=[listener])

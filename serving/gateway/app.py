@@ -21,6 +21,8 @@ from serving.gateway.adapters import adapters_router
 from serving.gateway.body import PROMPT_FIELD
 from serving.gateway.catalogue import catalogue_router
 from serving.gateway.exchange import Reply, headers_of, request_id, text
+from serving.gateway.files import UPLOAD_PATH, files_router
+from serving.gateway.fine_tuning import fine_tuning_router
 from serving.gateway.inference import Inference
 from serving.gateway.probes import probes_router
 from serving.gateway.state import Gateway
@@ -76,6 +78,9 @@ def _routes(gateway: Gateway, inference: ASGIApp) -> FastAPI:
         app.router.routes.append(Route(path, inference, methods=["POST"]))
     for router in (probes_router(gateway), catalogue_router(gateway), adapters_router(gateway)):
         app.include_router(router)
+    if gateway.training is not None:
+        app.include_router(files_router(gateway.training))
+        app.include_router(fine_tuning_router(gateway, gateway.training))
     app.add_exception_handler(ServingError, _serving_error)
     app.add_exception_handler(RegistryError, _registry_error)
     app.add_exception_handler(OSError, _os_error)
@@ -116,8 +121,10 @@ class Front:
             if scope["path"] not in OPEN_PATHS:
                 caller = self._gateway.keys.identify(text(headers.get(b"authorization")))
                 scope.setdefault("state", {})["caller"] = caller
-            self._check_length(headers.get(b"content-length"))
-            await self._app(scope, self._bounded(receive), send_with_id)
+            settings = self._gateway.settings
+            limit = settings.max_upload_bytes if scope["path"] == UPLOAD_PATH else settings.max_body_bytes
+            _check_length(headers.get(b"content-length"), limit)
+            await self._app(scope, _bounded(receive, limit), send_with_id)
         except ServingError as error:
             status = error.status
             await reply.fail(error)
@@ -130,23 +137,24 @@ class Front:
         finally:
             self._gateway.metrics.request(_template(scope), status, time.perf_counter() - began)
 
-    def _check_length(self, length: bytes | None) -> None:
-        limit = self._gateway.settings.max_body_bytes
-        if length and length.isdigit() and int(length) > limit:
+
+def _check_length(length: bytes | None, limit: int) -> None:
+    if length and length.isdigit() and int(length) > limit:
+        raise BodyTooLarge(f"the request body is larger than the limit of {limit} bytes")
+
+
+def _bounded(receive: Receive, limit: int) -> Receive:
+    read = 0
+
+    async def bounded() -> Message:
+        nonlocal read
+        message = await receive()
+        read += len(message.get("body", b""))
+        if read > limit:
             raise BodyTooLarge(f"the request body is larger than the limit of {limit} bytes")
+        return message
 
-    def _bounded(self, receive: Receive) -> Receive:
-        limit, read = self._gateway.settings.max_body_bytes, 0
-
-        async def bounded() -> Message:
-            nonlocal read
-            message = await receive()
-            read += len(message.get("body", b""))
-            if read > limit:
-                raise BodyTooLarge(f"the request body is larger than the limit of {limit} bytes")
-            return message
-
-        return bounded
+    return bounded
 
 
 def _template(scope: Scope) -> str:

@@ -16,6 +16,7 @@ from serving.errors import BadRequest
 from serving.gateway.callers import admin
 from serving.services import Document, UploadedFiles
 
+UPLOAD_PATH = "/v1/files"
 PURPOSE = "fine-tune"
 CHUNK = 1 << 20
 MAX_LISTED = 10_000
@@ -23,7 +24,7 @@ MAX_LISTED = 10_000
 
 def files_router(files: UploadedFiles) -> APIRouter:
     """The routes, in front of `files`."""
-    router = APIRouter(prefix="/v1/files", tags=["files"])
+    router = APIRouter(prefix=UPLOAD_PATH, tags=["files"])
 
     @router.post("")
     async def upload(request: Request, caller: Caller = Depends(admin)) -> dict[str, Any]:

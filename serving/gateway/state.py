@@ -24,6 +24,7 @@ from serving.fleet import Fleet, engine_of
 from serving.metrics import Metrics
 from serving.recorder import Recorder
 from serving.residency import AdapterState
+from serving.services import Training
 from serving.tasks import keep_running
 
 COLLECT_S = 600.0
@@ -51,6 +52,7 @@ class Gateway:
         metrics: Metrics,
         recorder: Recorder,
         router: Router,
+        training: Training | None = None,
     ) -> None:
         self.settings = settings
         self.fleet = fleet
@@ -60,6 +62,7 @@ class Gateway:
         self.metrics = metrics
         self.recorder = recorder
         self.router = router
+        self.training = training
         self.admission = Admission(settings.max_inflight, settings.max_queued, settings.queue_timeout_s)
         self._sessions: TTLCache[tuple[str, str], SessionRoute] = TTLCache(MAX_SESSIONS, SESSION_TTL_S)
         self._registered = RegistrySnapshot(revision=-1)

@@ -1,6 +1,6 @@
 """What the pipeline needs of the others, as Protocols: cases, datasets, plans, trainers, judges, canaries.
 
-`training.jobs.join` passes the real ones in; tests inject faults through the same seams.
+`training.jobs.join` has the real ones; tests inject faults through the same seams.
 """
 
 from __future__ import annotations
@@ -77,12 +77,18 @@ class Verdict:
     report: Mapping[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Advance:
+class Advance(Protocol):
     """How a canary, or a watch over a champion, stands."""
 
-    decision: Literal["continue", "promote", "reject"]
-    text: str
+    @property
+    def decision(self) -> Literal["continue", "promote", "reject"]:
+        """What is to be done."""
+        ...
+
+    @property
+    def text(self) -> str:
+        """Why, for people."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +110,8 @@ class Cases(Protocol):
         """Cases that can be learned from, written or rewarded after `since`."""
         ...
 
-    def rewards(self, agent: str, adapter: str, since: datetime | None, until: datetime | None = None) -> Standing:
-        """What an adapter version's answers to the agent were worth."""
+    def standing(self, agent: str, adapter: str, since: datetime) -> Standing:
+        """What an adapter version's answers to the agent have been worth."""
         ...
 
     def take_in(self, file: Path, agent: str) -> str:
@@ -154,18 +160,10 @@ class Judge(Protocol):
 
 
 class Canaries(Protocol):
-    """A challenger beside its champion, on a share of the agent's sessions."""
+    """What users' rewards say of a challenger beside its champion, and of a new champion after the one before."""
 
-    def begin(self, job: Job, agent: str, challenger: str, champion: str) -> None:
-        """Let the share go to the challenger. Idempotent."""
-        ...
-
-    def advance(self, job: Job, agent: str, challenger: str, champion: str, began: datetime) -> Advance:
-        """What the rewards say so far."""
-        ...
-
-    def end(self, job: Job, agent: str, decision: str) -> None:
-        """The test is over. Idempotent."""
+    def advance(self, agent: str, challenger: str, champion: str, began: datetime) -> Advance:
+        """How a canary stands."""
         ...
 
     def regressed(self, agent: str, champion: str, before: str, promoted: datetime) -> Advance:

@@ -186,7 +186,6 @@ class Pipeline:
         if version.state is State.CANDIDATE:
             self._registry.set_state(version.name, version.version, State.CANARY, actor=ACTOR)
         self._registry.promote(version.name, version.version, actor=ACTOR, alias=Alias.CHALLENGER)
-        self._parts.canaries.begin(job, job.agent, version.engine_name, champion.engine_name)
         job = self._once(job, "canary", {"champion": champion.engine_name, "at": rows.now().isoformat()})
         self._claims.move(job.id, JobState.CANARY, f"canary beside {champion.engine_name}")
         self._claims.release(job.id)
@@ -231,18 +230,16 @@ class Pipeline:
         if champion is None or champion.engine_name == name:
             return self._end_canary(job, version, "promote", "no other champion is left")
         if job.cancelling:
-            self._parts.canaries.end(job, job.agent, "reject")
             self._drop(version)
             return self._claims.cancelled(job.id, "cancelled; the canary is retired")
         began = datetime.fromisoformat(kept["at"])
-        advance = self._parts.canaries.advance(job, job.agent, name, champion.engine_name, began)
+        advance = self._parts.canaries.advance(job.agent, name, champion.engine_name, began)
         if advance.decision == "continue":
             self._claims.release(job.id, f"canary: {advance.text}")
             return job
         return self._end_canary(job, version, advance.decision, advance.text)
 
     def _end_canary(self, job: Job, version: AdapterVersion | None, decision: str, text: str) -> Job:
-        self._parts.canaries.end(job, job.agent, decision)
         if version is None:
             result = {"version": None, "gate": dict(job.progress["gate"]["report"]), "promoted": False}
             return self._claims.finish(job.id, result, f"canary ended: {text}")

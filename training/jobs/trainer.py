@@ -35,10 +35,9 @@ class Watch(Protocol):
 
 @dataclass(frozen=True)
 class TrainerCommand:
-    """How the trainer is run. `threads` bounds its threads on processors; None leaves them alone."""
+    """How the trainer is run, and how long it may take to stop."""
 
     argv: tuple[str, ...] = (sys.executable, "-m", "training.trainer")
-    threads: int | None = None
     grace_s: float = GRACE_S
 
 
@@ -95,18 +94,20 @@ def _start(folder: Path, gpus: tuple[int, ...], command: TrainerCommand) -> subp
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=log,
-            env=_environ(gpus, command.threads),
+            env=_environ(gpus),
             start_new_session=True,
         )
     write_json(folder / PID, {"pid": process.pid, "started": start_time(process.pid) or 0})
     return process
 
 
-def _environ(gpus: tuple[int, ...], threads: int | None) -> dict[str, str]:
+def _environ(gpus: tuple[int, ...]) -> dict[str, str]:
     # CUDA_DEVICE_ORDER: so that numbers mean what nvidia-smi says
-    devices = {"CUDA_VISIBLE_DEVICES": ",".join(map(str, gpus)), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
-    bound = {} if threads is None or gpus else {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-    return {**os.environ, **devices, **bound}
+    return {
+        **os.environ,
+        "CUDA_VISIBLE_DEVICES": ",".join(map(str, gpus)),
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+    }
 
 
 def _look(process: subprocess.Popen[bytes], watch: Callable[[], None]) -> int | None:

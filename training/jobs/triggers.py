@@ -144,7 +144,7 @@ class Triggers:
         if champion is None or made is None or figure is None:
             return None
         promoted = datetime.fromisoformat(made["promoted_at"])
-        standing = self._parts.cases.rewards(agent, champion.engine_name, promoted)
+        standing = self._parts.cases.standing(agent, champion.engine_name, promoted)
         if standing.count < MIN_REWARDS:
             return None
         error = math.sqrt(max(standing.mean * (1 - standing.mean), 1 / standing.count) / standing.count)
