@@ -118,9 +118,8 @@ class _Fixed:
         count, size = trained(shape, recipe)
         full = recipe.method == "full"
         states = round(count * ADAM8_BYTES) if recipe.optimiser == "paged_adamw_8bit" else 2 * count * size
-        states_away = states if full and recipe.offload else 0
         table_away = 2 * shape.parameters.embeddings if recipe.host_embedding and not shape.tied and not full else 0
-        self.host = states_away + table_away
+        self.host = table_away
         self.buffers = _weight_buffers(shape, recipe) if recipe.how(shape).buffers else 0
         # autocast's copies live through the forward pass, and then as long as a block that is not computed again
         casts = full and recipe.compute == "bf16"
@@ -132,7 +131,7 @@ class _Fixed:
         self._always = {
             "weights": weight_bytes(shape, recipe) - table_away,
             "adapter": 0 if full else count * size,
-            "optimiser": states - states_away,
+            "optimiser": states,
         }
 
     def at(self, name: str, **parts: int) -> Moment:

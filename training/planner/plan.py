@@ -168,8 +168,7 @@ def _fallbacks(shape: ModelShape, recipe: Recipe) -> Iterator[tuple[Recipe, tupl
         recipe, steps = replace(recipe, host_embedding=True), (*steps, "embedding in host memory")
         yield recipe, steps
     if not recipe.offload:
-        what = "optimiser state" if recipe.method == "full" else "checkpoints"
-        recipe, steps = replace(recipe, offload=True), (*steps, f"{what} in host memory")
+        recipe, steps = replace(recipe, offload=True), (*steps, "checkpoints in host memory")
         yield recipe, steps
 
 

@@ -75,7 +75,7 @@ class Recipe:
     checkpointed_layers: int | None = None
     """blocks whose activations are computed again; None: all, 0: none"""
     offload: bool = False
-    """checkpoints (full fine-tuning: also the optimiser's state) wait in host memory"""
+    """checkpoints wait in host memory"""
     loss: Loss = AUTO
     """fused: logits of a few rows at a time; plain: all at once, and fp32 copies; auto: as the kernels do"""
     labelled: float = 1.0
