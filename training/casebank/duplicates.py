@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from itertools import pairwise
@@ -26,6 +25,8 @@ THRESHOLD = 0.8
 BANDS, ROWS = 21, 6
 """two texts of similarity .8 meet in one of 21 bands of 6 with probability .998, of .5 with .28"""
 _SEED = 1
+_REMEMBERED = 100_000
+"""lines of which the rests are remembered"""
 
 # lower-case letters of Cyrillic and Greek that look like Latin ones, or whose capitals do
 _LOOK_ALIKES = str.maketrans(
@@ -181,18 +182,23 @@ def shared_lines(texts: Iterable[str], least: int = 20) -> frozenset[str]:
     """Lines (normalised) that come with at least `least` different rests: the fixed part of a template.
 
     An instruction that stands above each input would make every text a near duplicate of every other; compare
-    `without_lines(text, shared_lines(texts))` instead.
+    `without_lines(text, shared_lines(texts))` instead. Lines that are seldom seen are forgotten on the way, so that
+    memory stays bounded (lossy counting, Manku and Motwani 2002).
     """
-    rests: dict[str, set[int]] = defaultdict(set)
-    seen: Counter[str] = Counter()
+    rests: dict[str, set[int]] = {}
+    limit = _REMEMBERED
     for text in texts:
-        lines = _lines(text)
-        if len(lines) > 1:
-            for line in set(lines):
-                seen[line] += 1
-                if len(rests[line]) < least:
-                    rests[line].add(hash(tuple(other for other in lines if other != line)))
-    return frozenset(line for line, different in rests.items() if len(different) >= least)
+        hashes = {line: hash(line) for line in _lines(text)}
+        whole = sum(hashes.values())
+        if len(hashes) > 1:
+            for line, own in hashes.items():
+                known = rests.setdefault(line, set())
+                if len(known) < least:
+                    known.add(whole - own)
+        if len(rests) > limit:
+            rests = {line: known for line, known in rests.items() if len(known) > 1}
+            limit = max(_REMEMBERED, 2 * len(rests))
+    return frozenset(line for line, known in rests.items() if len(known) >= least)
 
 
 def without_lines(text: str, lines: frozenset[str]) -> str:

@@ -1,0 +1,37 @@
+"""General questions that are mixed into training, so that an adapter does not forget what its base knew.
+
+Half of the project's general set, by hash; the gate measures forgetting on the other half (`is_replayed` tells which).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+from configs.embedded import GENERAL_SET
+from training.dataset.rows import GENERAL, Row
+
+
+def is_replayed(question: str) -> bool:
+    """Whether `question` of the general set may be trained on."""
+    return hashlib.sha256(question.encode()).digest()[0] % 2 == 1
+
+
+def general_rows(agent: str, learned: int, share: float) -> list[Row]:
+    """So many that they make up at most `share` of all, each once, drawn by the agent's name."""
+    wanted = int(learned * share / (1 - share))
+    questions = sorted(all_general_rows().values(), key=lambda row: hashlib.sha256((agent + row.id).encode()).digest())
+    return sorted(questions[:wanted], key=lambda row: row.id)
+
+
+def all_general_rows() -> dict[str, Row]:
+    """Every general question that may be trained on, by the row's id, which follows from its text."""
+    rows = {}
+    with GENERAL_SET.open(encoding="utf-8") as lines:
+        for line in lines:
+            entry = json.loads(line)
+            if is_replayed(entry["question"]):
+                row_id = "general-" + hashlib.sha256(line.encode()).hexdigest()[:16]
+                message = {"role": "user", "content": entry["question"]}
+                rows[row_id] = Row(row_id, [message], entry["answer"], None, 1.0, GENERAL)
+    return rows
