@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
@@ -16,6 +18,10 @@ from training.casebank.errors import CaseInvalid, CaseNotFound
 from training.casebank.repeats import become_head, remove
 from training.casebank.tables import CaseRow
 from training.casebank.writing import Prepared, lock_writers, place, prepare
+
+if TYPE_CHECKING:
+    from training.casebank.exporting import ExportReport
+    from training.casebank.importing import ImportReport, OnProgress
 
 REWARD_THRESHOLD = 0.7
 _STREAM = 500
@@ -114,6 +120,40 @@ class CaseBank:
         if reward is not None:
             row.reward, row.reward_source = reward, source
         row.rewarded_at = datetime.now(UTC)
+
+    def import_file(
+        self,
+        path: Path,
+        format: str | None,  # noqa: A002 - what users call it
+        agent: str,
+        *,
+        dry_run: bool = False,
+        on_progress: OnProgress | None = None,
+    ) -> ImportReport:
+        """Import the good rows of a file in one transaction; `format` None guesses. With `dry_run` nothing stays.
+
+        Raises ImportFailed when the file cannot be read, or is in another format; nothing is stored then.
+        """
+        from training.casebank.importing import import_file
+
+        return import_file(self, path, format, agent, dry_run=dry_run, on_progress=on_progress)
+
+    def export_file(
+        self,
+        path: Path,
+        format: str,  # noqa: A002 - what users call it
+        agent: str,
+        *,
+        split: Split | None = None,
+        min_reward: float | None = None,
+    ) -> ExportReport:
+        """Write the agent's cases to a new file: CSV or TSV by its name, else JSON lines; gzip where it ends in .gz.
+
+        Cases that the format has no place for are counted and left out. Raises ImportFailed.
+        """
+        from training.casebank.exporting import export_file
+
+        return export_file(self, path, format, agent, split=split, min_reward=min_reward)
 
     # -- reading -----------------------------------------------------------------------------------------------------
 

@@ -96,8 +96,10 @@ def text_of(content: object) -> str:
 
 
 def content_hash(case: Case) -> str:
-    """SHA-256 of prompt, tools and what was answered, as 64 hex digits: equal for cases that teach the same."""
-    learned = [list(case.messages), case.tools, case.response, case.correction, case.label]
+    """SHA-256 of prompt, tools and the answer to learn, as 64 hex digits: equal for cases that teach the same."""
+    response = case.response or {}
+    calls = response.get("tool_calls") if case.correction is None and case.label is None else None
+    learned = [list(case.messages), case.tools, case.target, calls]
     return hashlib.sha256(json.dumps(learned, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 

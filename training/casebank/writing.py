@@ -209,6 +209,7 @@ def _completed(case: Case) -> Case:
     clean: dict[str, Any] = {name: storable_key(getattr(case, name)) for name in _KEYS}
     clean |= {name: None if (text := getattr(case, name)) is None else storable(text) for name in _TEXTS}
     clean |= {name: storable_json(getattr(case, name)) for name in ("messages", "tools", "sampling", "response")}
+    clean["corrected"] = case.corrected or case.correction is not None
     if case.reward is not None:
         clean["rewarded_at"] = case.rewarded_at or created
     cleaned = dataclasses.replace(case, id=case.id or new_id(), created_at=created, **clean)
