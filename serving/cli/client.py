@@ -119,7 +119,7 @@ def server_of(ctx: typer.Context, url: str | None) -> Iterator[Server]:
     """The server at `url`, or where the settings say; its connections are closed at the end."""
     settings = settings_of(ctx).settings
     server = Server(
-        _address(settings, url), os.environ.get(API_KEY_VARIABLE) or None, settings.request_timeout_s + SLACK_S
+        address_of(settings, url), os.environ.get(API_KEY_VARIABLE) or None, settings.request_timeout_s + SLACK_S
     )
     try:
         yield server
@@ -164,7 +164,8 @@ def _raise_for_error(status: int, content: bytes, url: str) -> None:
         raise CliError(f"what answers at {url} is not loradock: it answered {status}") from None
 
 
-def _address(settings: Settings, url: str | None) -> str:
+def address_of(settings: Settings, url: str | None) -> str:
+    """The server at `url`, or where the settings say. Raises Misuse."""
     if url is not None:
         try:
             return base_url(url)

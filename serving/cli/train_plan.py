@@ -20,13 +20,6 @@ if TYPE_CHECKING:
 GIB = 2**30
 
 
-def build() -> typer.Typer:
-    """The group, with `plan` alone."""
-    group = typer.Typer(no_args_is_help=True, help="Plan and run training.")
-    add_commands(group)
-    return group
-
-
 def add_commands(group: typer.Typer) -> None:
     """Add `plan`."""
     group.command("plan")(plan)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
@@ -97,12 +97,15 @@ def _view(dataset: Dataset) -> DatasetView:
 
 @dataclass(frozen=True)
 class ProcessTrainers:
-    """`Trainers` in processes of their own. `preset_of` gives an agent's preset; `threads` bounds those without a GPU."""
+    """`Trainers` in processes of their own.
+
+    `preset_of` gives an agent's preset; `threads` bounds trainers without a GPU.
+    """
 
     preset_of: Callable[[str], TrainingPreset]
     has_gpus: Callable[[], bool]
     threads: int | None = None
-    command: TrainerCommand = TrainerCommand()
+    command: TrainerCommand = field(default_factory=TrainerCommand)
 
     def needs(self, job: Job, base: Base) -> Needs:
         """See `Trainers`; what the planner cannot foresee gets cards of its own."""
@@ -180,9 +183,8 @@ def _length(config: TrainingConfig) -> int:
 
 def _batch_tokens(dataset: DatasetView, rows: int) -> int:
     """Tokens of a step of so many rows."""
-    lines = (
-        {"messages": row.messages, "completion": row.completion} for row in read_rows(dataset.folder / "train.jsonl")
-    )
+    rows_read = read_rows(dataset.folder / "train.jsonl")
+    lines = ({"messages": row.messages, "completion": row.completion} for row in rows_read)
     return max(16, math.ceil(rows * DataFacts.estimate(lines).mean_tokens))
 
 
