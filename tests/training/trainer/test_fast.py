@@ -29,7 +29,7 @@ CPU = ("cpu",)
 
 def causal(family: str, **changes: Any) -> Any:
     torch.manual_seed(0)
-    config = {"qwen2": transformers.Qwen2Config, "llama": transformers.LlamaConfig}[family](**SHAPE, **changes)
+    config = transformers.AutoConfig.for_model(family, **SHAPE, **changes)
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):
@@ -84,7 +84,12 @@ def test_loss_and_gradients_are_those_of_peft(family: str, kept: int) -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"r": 1}, {"r": 16, "use_rslora": True}, {"target_modules": ["q_proj", "v_proj"]}, {"target_modules": ["down_proj"]}],
+    [
+        {"r": 1},
+        {"r": 16, "use_rslora": True},
+        {"target_modules": ["q_proj", "v_proj"]},
+        {"target_modules": ["down_proj"]},
+    ],
 )
 def test_any_rank_scale_and_choice_of_modules(changes: dict[str, Any]) -> None:
     model = adapted(causal("qwen2"), **changes)
@@ -109,9 +114,11 @@ def test_a_quantised_base_in_16_bits() -> None:
         assert accelerate_model(model, devices=CPU).active
         fast = step(model, batch())
     assert fast[0] == pytest.approx(plain[0], rel=5e-3)
-    for name, expected in exact[1].items():
-        plain_error, fast_error = (run[1][name].float() - expected for run in (plain, fast))
-        assert fast_error.norm() <= 1.5 * plain_error.norm() + 1e-3 * expected.norm(), name
+    plain_error, fast_error = (
+        sum((run[1][name].float() - expected).norm() / expected.norm() for name, expected in exact[1].items())
+        for run in (plain, fast)
+    )
+    assert fast_error <= 1.2 * plain_error
 
 
 def nf4(bitsandbytes: Any, linear: Any) -> Any:
@@ -139,6 +146,7 @@ def test_packed_rows_keep_their_own_positions() -> None:
     model = adapted(causal("llama"))
     rows = {**batch(), "position_ids": torch.cat((torch.arange(10), torch.arange(14))).expand(2, 24)}
     del rows["attention_mask"]
+    model.config.use_cache = False  # with a cache, transformers would take the row for one sequence
     plain = step(copy.deepcopy(model), rows)
     accelerate_model(model, devices=CPU)
     assert_same(step(model, rows), plain, 1e-4)
@@ -183,7 +191,7 @@ def test_the_embedding_may_live_on_the_host() -> None:
         (lambda: adapted(causal("qwen2"), use_dora=True), "DoRA or LoRA with a bias"),
         (lambda: adapted(causal("qwen2"), lora_dropout=0.1), "LoRA dropout 0.1"),
         (lambda: adapted(causal("llama", attention_dropout=0.1)), "attention dropout or an activation other than silu"),
-        (lambda: adapted(gpt2(), target_modules=["c_attn"]), "no fast path for gpt2 models"),
+        (lambda: adapted(causal("mistral")), "no fast path for mistral models"),
     ],
 )
 def test_what_it_does_not_know_is_left_alone(model: Any, reason: str) -> None:
@@ -193,10 +201,6 @@ def test_what_it_does_not_know_is_left_alone(model: Any, reason: str) -> None:
     assert done.reason == reason
     assert not done.active
     assert made.forward == forward
-
-
-def gpt2() -> Any:
-    return transformers.GPT2LMHeadModel(transformers.GPT2Config(vocab_size=97, n_positions=32, n_embd=32, n_layer=1, n_head=2))
 
 
 def test_a_cpu_takes_the_plain_path_by_default() -> None:
