@@ -99,6 +99,13 @@ class GateReport:
         path.write_text(json.dumps(self.to_dict(), ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
         return path
 
+    def write_html(self, path: Path) -> Path:
+        """Write one page that needs no other file."""
+        from training.gate.page import render
+
+        path.write_text(render(self), encoding="utf-8")
+        return path
+
     def _scores(self, role: str) -> Scores | None:
         evaluation = self.evaluations.get(role)
         return evaluation.scores if evaluation else None

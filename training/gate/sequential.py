@@ -57,7 +57,7 @@ class Arm:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Mean reward of `one` minus that of `other`, and the sequence's bounds at this look (None before `MIN_SESSIONS`)."""
+    """Mean reward of `one` minus that of `other`, with the bounds at this look (None before `MIN_SESSIONS`)."""
 
     one: Arm
     other: Arm
