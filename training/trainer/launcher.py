@@ -53,7 +53,7 @@ def _strategy(config: TrainingConfig) -> list[str]:
 
 
 def launch(config: TrainingConfig, *, on_gpu: bool) -> int:
-    """Run the launcher to its end; its exit status. SIGTERM is handed on, so that every process writes its checkpoint."""
+    """Run the launcher to its end; its exit status. SIGTERM is handed on, so that the processes write a checkpoint."""
     process = subprocess.Popen(launch_command(config, on_gpu=on_gpu), cwd=Path.cwd())  # noqa: S603  # our own command
 
     def hand_on(number: int, _frame: FrameType | None) -> None:

@@ -376,7 +376,7 @@ class Loop:
     def _stops(self) -> bool:
         return self._agreed(self._parts.stopping())
 
-    def _agreed(self, mine: bool) -> bool:  # noqa: FBT001
+    def _agreed(self, mine: bool) -> bool:
         """Whether any process says so."""
         return self._sum(float(mine)) > 0
 

@@ -1,4 +1,4 @@
-"""What a configuration leaves open, chosen from the base, the cases and the machine. No torch, so that plans can ask."""
+"""What a configuration leaves open, chosen from the base, the cases and the machine. Plans ask too: no torch here."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ def _never() -> bool:
 
 @dataclass(frozen=True)
 class Workshop:
-    """The parts of a run that may be exchanged: who makes the model, its loss and its checkpoints, and who may end it."""
+    """The exchangeable parts of a run: who makes the model, its loss and its checkpoints, and who may end it."""
 
     load_model: Callable[[TrainingConfig, Thrift, torch.device], torch.nn.Module] = models.load_model
     loss: Callable[[torch.nn.Module, Batch], torch.Tensor] = summed_loss
