@@ -30,6 +30,7 @@ class Bootstrap:
     upper: float
     counts: tuple[int, ...]
     edges: tuple[float, ...]
+    error: float
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON."""
@@ -37,23 +38,27 @@ class Bootstrap:
             "mean": round(self.mean, 6),
             "lower": round(self.lower, 6),
             "upper": round(self.upper, 6),
-            "error": ERROR,
+            "error": self.error,
             "resamples": RESAMPLES,
         }
 
 
-def paired_bootstrap(differences: Sequence[float], *, seed: int = 0, resamples: int = RESAMPLES) -> Bootstrap:
+def paired_bootstrap(
+    differences: Sequence[float], *, seed: int = 0, resamples: int = RESAMPLES, error: float = ERROR
+) -> Bootstrap:
     """Resample the per-row differences (candidate minus reference, shape [rows], at least one).
 
-    The bounds are the quantiles `ERROR` and `1 - ERROR` of the resampled means. The same rows and seed give the same.
+    The bounds are the quantiles `error` and `1 - error` of the resampled means. The same rows and seed give the same.
     """
     rows = np.asarray(differences, dtype=np.float64)
     if rows.size == 0:
         raise ValueError("no rows to resample")
     means = _resampled_means(rows, np.random.default_rng(seed), resamples)
-    lower, upper = np.quantile(means, (ERROR, 1 - ERROR))
+    lower, upper = np.quantile(means, (error, 1 - error))
     counts, edges = np.histogram(means, bins=BINS if means.max() > means.min() else 1)
-    return Bootstrap(float(rows.mean()), float(lower), float(upper), tuple(counts.tolist()), tuple(edges.tolist()))
+    return Bootstrap(
+        float(rows.mean()), float(lower), float(upper), tuple(counts.tolist()), tuple(edges.tolist()), error
+    )
 
 
 def _resampled_means(rows: NDArray[np.float64], draw: np.random.Generator, resamples: int) -> NDArray[np.float64]:

@@ -119,7 +119,7 @@ class Judge:
         return {role: await evaluate(endpoint, model, exam, self._progress) for role, model in models.items()}
 
     async def _guard_general(self, endpoint: Connection, candidate: str, reference: str, general: Path | None) -> Guard:
-        rows = self._sample(read_general(general) if general else read_general(), self._general_rows)
+        rows = self._sample(read_general(general), self._general_rows)
         exam = Exam(rows, likelihood_rows=0, seed=self._seed)
         one, other = [await evaluate(endpoint, model, exam, self._progress) for model in (candidate, reference)]
         if other.scores.task < ANSWERABLE:

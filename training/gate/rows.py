@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.embedded import GENERAL_SET
+from training.dataset.general import is_replayed
 from training.gate.errors import RowsInvalid
 
 HOLDOUT = "holdout.jsonl"
@@ -63,14 +64,19 @@ def known_labels(folder: Path, rows: Sequence[Row]) -> frozenset[str]:
     return frozenset(label.strip() for label in labels)
 
 
-def read_general(path: Path = GENERAL_SET) -> list[Row]:
-    """General questions: `question`, `answer`, `accept`. Raises RowsInvalid."""
+def read_general(path: Path | None = None) -> list[Row]:
+    """General questions: `question`, `answer`, `accept`. Raises RowsInvalid.
+
+    By default the package's, without those that may be replayed in training.
+    """
     rows: list[Row] = []
-    for where, entry in _entries(path):
+    for where, entry in _entries(path or GENERAL_SET):
         try:
             question, answer, accept = entry["question"], entry["answer"], tuple(entry["accept"])
         except (KeyError, TypeError) as error:
             raise RowsInvalid(f"{where}: {error} is missing") from None
+        if path is None and is_replayed(question):
+            continue
         rows.append(Row(f"general-{len(rows)}", _user(question), answer, GENERAL, accept=accept))
     return rows
 

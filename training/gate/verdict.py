@@ -5,7 +5,9 @@ A candidate passes when
 1. the holdout has at least `MIN_ROWS` rows,
 2. the lower bound of the paired bootstrap of its task score minus the reference's is above zero; the reference is the
    champion, or the base where the agent has none,
-3. it loses at most `general_loss` on the general set, and on each suite of one's own, against the reference,
+3. it loses at most `general_loss` on the general set, and on each suite of one's own, against the reference; a larger
+   loss counts unless it may be chance, which on a hundred questions two or three are (the upper bound of the paired
+   bootstrap at `GUARD_ERROR` is not below zero),
 4. its share of answers in a valid format is at most `FORMAT_LOSS` under the reference's,
 5. the endpoint renders prompts as the trainer did.
 
@@ -29,6 +31,8 @@ from training.gate.template import TemplateCheck
 MIN_ROWS = 20
 FORMAT_LOSS = 0.01
 ANSWERABLE = 0.2
+GUARD_ERROR = 0.05
+"""how often a candidate that loses nothing is taken to lose something, per set"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +45,8 @@ class Guard:
     reference: float
     rows: int
     allowed_loss: float
+    upper: float
+    """upper bound of the change"""
 
     @property
     def delta(self) -> float:
@@ -49,8 +55,8 @@ class Guard:
 
     @property
     def ok(self) -> bool:
-        """Whether no more than allowed is lost."""
-        return self.delta >= -self.allowed_loss - 1e-9
+        """Whether no more than allowed is lost, or what is lost may be chance."""
+        return self.delta >= -self.allowed_loss - 1e-9 or self.upper >= 0
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON."""
@@ -60,6 +66,7 @@ class Guard:
             "candidate": round(self.candidate, 6),
             "reference": round(self.reference, 6),
             "delta": round(self.delta, 6),
+            "upper": round(self.upper, 6),
             "allowed_loss": self.allowed_loss,
             "rows": self.rows,
             "ok": self.ok,
@@ -116,23 +123,26 @@ def decide(
 
 def measure_general(candidate: Evaluation, reference: Evaluation, allowed_loss: float) -> Guard:
     """Compare both on the general set; see the module."""
-    rows = len(candidate.judged)
     if reference.scores.task >= ANSWERABLE:
-        return Guard(GENERAL, "accuracy", candidate.scores.task, reference.scores.task, rows, allowed_loss)
-    known = [pair for pair in zip(candidate.nll, reference.nll, strict=True) if None not in pair]
-    likely = [_mean_probability([pair[side] for pair in known]) for side in (0, 1)]
-    return Guard(GENERAL, "probability", likely[0], likely[1], len(known), allowed_loss)
+        return measure_suite(GENERAL, candidate, reference, allowed_loss)
+    pairs = zip(candidate.nll, reference.nll, strict=True)
+    known = [(math.exp(-one), math.exp(-other)) for one, other in pairs if one is not None and other is not None]
+    return _guard(GENERAL, "probability", known, allowed_loss)
 
 
 def measure_suite(name: str, candidate: Evaluation, reference: Evaluation, allowed_loss: float) -> Guard:
-    """Compare both on a suite of one's own, by its own scores."""
-    rows = len(candidate.judged)
-    return Guard(name, "accuracy", candidate.scores.task, reference.scores.task, rows, allowed_loss)
+    """Compare both on a suite, by its own scores."""
+    pairs = [(one.score, other.score) for one, other in zip(candidate.judged, reference.judged, strict=True)]
+    return _guard(name, "accuracy", pairs, allowed_loss)
 
 
-def _mean_probability(nll: Sequence[float | None]) -> float:
-    values = [math.exp(-value) for value in nll if value is not None]
-    return sum(values) / len(values) if values else 0.0
+def _guard(name: str, measure: str, pairs: Sequence[tuple[float, float]], allowed_loss: float) -> Guard:
+    """Of values by candidate and reference; without any, nothing is known to be lost."""
+    if not pairs:
+        return Guard(name, measure, 0.0, 0.0, 0, allowed_loss, 0.0)
+    candidate, reference = (sum(side) / len(pairs) for side in zip(*pairs, strict=True))
+    bounds = paired_bootstrap([one - other for one, other in pairs], error=GUARD_ERROR)
+    return Guard(name, measure, candidate, reference, len(pairs), allowed_loss, bounds.upper)
 
 
 def _gain_against(bootstrap: Bootstrap, reference: str) -> list[str]:

@@ -62,6 +62,11 @@ class ChatFormat:
         self._reads_parts = self._template_reads_parts()
         self._turn_end = self._find_turn_end()
 
+    @property
+    def template(self) -> str:
+        """Its text."""
+        return str(self._tokenizer.chat_template)
+
     def encode(self, lines: Iterable[Mapping[str, Any]], max_length: int) -> Encoded:
         """Rows of at most `max_length` tokens. Raises TrainingRefused for a line that the template does not take."""
         prompts, completions, tasks = [], [], set()

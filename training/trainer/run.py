@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import os
 import resource
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapters_registry.errors import SourceError
+from training.gate.template import SAMPLES, record_template
 from training.trainer import model as models
 from training.trainer.batches import Batch, Layout, Schedule
 from training.trainer.checkpoints import Checkpoints
@@ -170,7 +173,15 @@ def _prepare(config: TrainingConfig, chats: ChatFormat, pad: int, *, on_gpu: boo
     if not train.rows:
         left_out = f"; {train.too_long} rows are longer than {length} tokens" if train.too_long else ""
         raise TrainingRefused(f"{config.dataset} holds nothing to train on{left_out}")
+    _record_rendering(config, chats)
     return resolve(config, None, facts, train.facts(), on_gpu=on_gpu), Material(train, validation, pad)
+
+
+def _record_rendering(config: TrainingConfig, chats: ChatFormat) -> None:
+    """Leave beside the adapter how rows were rendered: the gate has the endpoint render the same ones."""
+    lines = list(islice(read_lines(config.dataset / "train.jsonl"), SAMPLES))
+    rows = chats.encode(lines, max_length=sys.maxsize).rows
+    record_template(chats.template, lines, [(row.ids[: row.prompt], row.ids) for row in rows]).write(config.output)
 
 
 @dataclass
