@@ -13,9 +13,11 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from adapters_registry.database import Database
-from training.casebank.case import Case, Split, storable, storable_key
+from training.casebank.case import FIELDS, Case, Split, storable, storable_key
+from training.casebank.eligibility import REWARD_THRESHOLD, eligible
 from training.casebank.errors import CaseInvalid, CaseNotFound
 from training.casebank.repeats import become_head, remove
+from training.casebank.statistics import AgentStatistics, VersionStatistics, by_agent, by_version
 from training.casebank.tables import CaseRow
 from training.casebank.writing import Prepared, lock_writers, place, prepare
 
@@ -23,9 +25,7 @@ if TYPE_CHECKING:
     from training.casebank.exporting import ExportReport
     from training.casebank.importing import ImportReport, OnProgress
 
-REWARD_THRESHOLD = 0.7
 _STREAM = 500
-_FIELDS = tuple(spec.name for spec in dataclasses.fields(Case))
 
 Redact = Callable[[Case], Case]
 
@@ -49,6 +49,11 @@ class CaseBank:
         self.database = database
         self._redactor = redactor
         self._holdout_share = holdout_share
+
+    @property
+    def redacts(self) -> bool:
+        """Whether cases are changed before they are written."""
+        return self._redactor is not None
 
     # -- writing -----------------------------------------------------------------------------------------------------
 
@@ -202,7 +207,7 @@ class CaseBank:
         where = [CaseRow.agent == storable_key(agent), *_rewarded(rewarded)]
         where += [] if split is None else [CaseRow.split == split]
         where += [] if repeats else [CaseRow.repeat_of.is_(None)]
-        columns = [getattr(CaseRow, name) for name in _FIELDS]
+        columns = [getattr(CaseRow, name) for name in FIELDS]
         query = sa.select(*columns).where(*where).order_by(CaseRow.id).execution_options(yield_per=_STREAM)
         with self.database.read() as session:
             for row in session.execute(query):
@@ -228,6 +233,16 @@ class CaseBank:
         if since is not None:
             where.append(sa.func.coalesce(CaseRow.rewarded_at, CaseRow.created_at) > since)
         return int(self.database.scalar(sa.select(sa.func.count()).select_from(CaseRow).where(*where)))
+
+    def stats(self, agent: str | None = None, reward_threshold: float = REWARD_THRESHOLD) -> Sequence[AgentStatistics]:
+        """What there is of each agent, or of one; none of an agent without cases."""
+        return by_agent(self.database, agent, reward_threshold)
+
+    def version_stats(
+        self, agent: str, since: datetime | None = None, reward_threshold: float = REWARD_THRESHOLD
+    ) -> Sequence[VersionStatistics]:
+        """What the answers of each version for `agent` were worth, of requests after `since`."""
+        return by_version(self.database, agent, since, reward_threshold)
 
     # -- deleting ----------------------------------------------------------------------------------------------------
 
@@ -259,16 +274,14 @@ class CaseBank:
             removed += batch
         return removed
 
+    def expire(self, retention_days: float | None) -> int:
+        """Delete what is older, and return how many cases that was; None keeps all."""
+        return 0 if retention_days is None else self.delete(older_than=timedelta(days=retention_days))
+
     def _delete_some(self, where: Sequence[sa.ColumnElement[bool]]) -> int:
         with self.database.write() as session:
             lock_writers(session)
             return remove(session, session.scalars(sa.select(CaseRow).where(*where).limit(_STREAM)).all())
-
-
-def eligible(reward_threshold: float) -> sa.ColumnElement[bool]:
-    """The condition under which a case may be learned."""
-    answered = sa.or_(CaseRow.response.is_not(None), CaseRow.label.is_not(None), CaseRow.correction.is_not(None))
-    return sa.or_(CaseRow.corrected, sa.and_(CaseRow.reward >= reward_threshold, answered))
 
 
 def _rewarded(rewarded: bool | None) -> list[sa.ColumnElement[bool]]:
@@ -286,4 +299,4 @@ def _named(name: str, owner: str | None) -> sa.Select[tuple[CaseRow]]:
 
 
 def _case(row: CaseRow) -> Case:
-    return Case(**{name: getattr(row, name) for name in _FIELDS})
+    return Case(**{name: getattr(row, name) for name in FIELDS})

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import datetime
 from typing import Any, Literal
 
@@ -83,6 +83,9 @@ class Case:
         return "\n".join(
             text_of(message.get("content")) for message in self.messages if message.get("role") not in _SYSTEM_ROLES
         )
+
+
+FIELDS = tuple(spec.name for spec in fields(Case))
 
 
 def text_of(content: object) -> str:

@@ -9,6 +9,7 @@ import csv
 import gzip
 import io
 import json
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ _GZIP_MAGIC = b"\x1f\x8b"
 _MAX_FIELD = 1 << 24
 """longest cell of a CSV, in characters"""
 _SNIFFED = 4096
+_ESCAPED_BYTE = re.compile("[\udc80-\udcff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,4 +182,4 @@ def _conversation(line: int, lines: list[str]) -> Row:
 
 
 def _not_utf8(text: str) -> str:
-    return "not UTF-8" if any("\udc80" <= character <= "\udcff" for character in text) else ""
+    return "not UTF-8" if _ESCAPED_BYTE.search(text) else ""

@@ -6,13 +6,12 @@ import pickle
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
-
-import sqlalchemy as sa
 
 from training.casebank.case import Case
 from training.casebank.errors import CaseInvalid, ImportFailed
@@ -170,29 +169,27 @@ def _write(
     bank: CaseBank, spool: IO[bytes], sizes: list[int], reading: _Reading, import_id: str, *, dry_run: bool
 ) -> tuple[int, int]:
     added = duplicates = 0
-    try:
-        with bank.database.write() as session:
-            for done, _size in enumerate(sizes):
-                placed = bank.place(session, pickle.load(spool))  # noqa: S301 - this process wrote it just now
-                added, duplicates = added + len(placed.ids), duplicates + placed.duplicates
-                reading.progress("writing", (done + 1) / len(sizes))
-            if dry_run:
-                raise _DryRun
-            if added:
-                row = {
-                    "id": import_id,
-                    "created_at": datetime.now(UTC),
-                    "agent": reading.agent,
-                    "file": reading.path.name,
-                    "format": reading.format_name,
-                    "rows": reading.rows,
-                    "added": added,
-                    "duplicates": duplicates,
-                    "bad": reading.bad,
-                }
-                session.execute(sa.insert(ImportRow), [row])
-    except _DryRun:
-        pass
+    with suppress(_DryRun), bank.database.write() as session:
+        for done, _size in enumerate(sizes, 1):
+            placed = bank.place(session, pickle.load(spool))  # noqa: S301 - this process wrote it just now
+            added, duplicates = added + len(placed.ids), duplicates + placed.duplicates
+            reading.progress("writing", done / len(sizes))
+        if dry_run:
+            raise _DryRun
+        if added:
+            session.add(
+                ImportRow(
+                    id=import_id,
+                    created_at=datetime.now(UTC),
+                    agent=reading.agent,
+                    file=reading.path.name,
+                    format=reading.format_name,
+                    rows=reading.rows,
+                    added=added,
+                    duplicates=duplicates,
+                    bad=reading.bad,
+                )
+            )
     return added, duplicates
 
 

@@ -72,6 +72,17 @@ class BandRow(Base):
     case_id: Mapped[str] = mapped_column(sa.String(36), primary_key=True)
 
 
+class InboxRow(Base):
+    """A served request that has not become a case yet; `outcome` is msgpack of `training.casebank.served.Served`."""
+
+    __tablename__ = "case_inbox"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    response_id: Mapped[str | None] = mapped_column(sa.String(255), index=True)
+    body_id: Mapped[str | None] = mapped_column(sa.String(255), index=True)
+    outcome: Mapped[bytes] = mapped_column(sa.LargeBinary)
+
+
 class ImportRow(Base):
     """One file that was imported."""
 
