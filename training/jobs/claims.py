@@ -178,10 +178,7 @@ class Claims:
             if row.cancelling:
                 return Order.CANCEL
             session.flush()
-        budget = self.store.budget_usd
-        if budget is not None and self.store.spent(row.agent) > budget:
-            return Order.OVER_BUDGET
-        return Order.GO_ON
+            return Order.OVER_BUDGET if self.store.is_over_budget(session, row.agent) else Order.GO_ON
 
     def tell(self, job_id: str, detail: str) -> None:
         """Say what is being done."""

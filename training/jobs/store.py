@@ -159,6 +159,10 @@ class JobStore:
         with self.database.read() as session:
             return _spent(session, agent)
 
+    def is_over_budget(self, session: Session, agent: str) -> bool:
+        """Whether the agent's jobs have cost more than they may."""
+        return self.budget_usd is not None and _spent(session, agent) > self.budget_usd
+
     def workers(self) -> tuple[WorkerView, ...]:
         """Workers that have been heard of lately."""
         since = rows.now() - timedelta(seconds=WORKER_SEEN_S)
