@@ -15,6 +15,10 @@ from typing import Any, Protocol
 log = logging.getLogger(__name__)
 
 BATCH = 256
+GATHER_S = 0.2
+"""how long outcomes wait for others: a write costs about the same for one as for many"""
+MAX_BYTES = 64 << 20
+"""bodies held at once; more are dropped, for the requests they belong to must not run short of memory"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +44,11 @@ class Outcome:
     latency_s: float
     metadata: dict[str, Any]
 
+    @property
+    def size(self) -> int:
+        """Bytes of both bodies."""
+        return len(self.request) + len(self.response or b"")
+
 
 class CaseSink(Protocol):
     """Where outcomes go; implemented by the CaseBank."""
@@ -52,8 +61,17 @@ class CaseSink(Protocol):
 class Recorder:
     """Hands outcomes to a sink in batches. Without a sink nothing is kept and nothing is counted."""
 
-    def __init__(self, sink: CaseSink | None, *, capacity: int = 10_000, on_drop: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        sink: CaseSink | None,
+        *,
+        capacity: int = 10_000,
+        max_bytes: int = MAX_BYTES,
+        on_drop: Callable[[int], None],
+    ) -> None:
         self._sink = sink
+        self._bytes = 0
+        self._max_bytes = max_bytes
         self._queue: asyncio.Queue[Outcome] = asyncio.Queue(capacity)
         self._on_drop = on_drop
         self._writer: asyncio.Task[None] | None = None
@@ -85,17 +103,20 @@ class Recorder:
         """Queue `outcome`, or drop and count it when the queue is full. Never waits."""
         if self._sink is None:
             return
-        try:
-            self._queue.put_nowait(outcome)
-        except asyncio.QueueFull:
+        if self._queue.full() or self._bytes + outcome.size > self._max_bytes:
             self._on_drop(1)
+            return
+        self._bytes += outcome.size
+        self._queue.put_nowait(outcome)
 
     async def _write(self, sink: CaseSink) -> None:
         while True:
             batch = [await self._queue.get()]
-            while len(batch) < BATCH and not self._queue.empty():
-                batch.append(self._queue.get_nowait())
             try:
+                if self._queue.qsize() < BATCH:
+                    await asyncio.sleep(GATHER_S)
+                while len(batch) < BATCH and not self._queue.empty():
+                    batch.append(self._queue.get_nowait())
                 await asyncio.to_thread(sink.write, batch)
             except asyncio.CancelledError:  # the thread may yet finish it, too late for anyone to know
                 self._on_drop(len(batch))
@@ -107,5 +128,6 @@ class Recorder:
                 log.exception("%d outcomes could not be written", len(batch))
                 self._on_drop(len(batch))
             finally:
-                for _ in batch:
+                for outcome in batch:
+                    self._bytes -= outcome.size
                     self._queue.task_done()

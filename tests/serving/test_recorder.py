@@ -104,3 +104,19 @@ async def test_without_a_sink_nothing_is_kept() -> None:
     recorder.record(outcome())
     assert not recorder.enabled
     await recorder.stop()
+
+
+async def test_large_bodies_are_dropped_before_they_fill_the_memory() -> None:
+    sink, drops = Sink(), list[int]()
+    sink.gate.clear()
+    recorder = Recorder(sink, max_bytes=10 * outcome().size, on_drop=drops.append)
+    recorder.start()
+    for number in range(15):
+        recorder.record(outcome(number))
+    assert sum(drops) == 5
+    sink.gate.set()
+    await until(lambda: len(sink.kept) == 10)
+    await asyncio.sleep(0.05)
+    recorder.record(outcome(15))
+    await recorder.stop()
+    assert (len(sink.kept), sum(drops)) == (11, 5)

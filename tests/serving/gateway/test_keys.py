@@ -51,7 +51,12 @@ def bearer(key: str) -> dict[str, str]:
 
 async def test_every_route_but_health_needs_a_key(keyed: tuple[Endpoint, str, str]) -> None:
     endpoint, _, plain = keyed
-    listed = {*routes(endpoint.app.routes), ("GET", "/nothing"), ("OPTIONS", "/v1/models"), ("GET", "/v1/chat/completions")}
+    listed = {
+        *routes(endpoint.app.routes),
+        ("GET", "/nothing"),
+        ("OPTIONS", "/v1/models"),
+        ("GET", "/v1/chat/completions"),
+    }
     assert {path for _, path in listed} >= {
         *PROMPT_FIELD,
         "/v1/adapters",
