@@ -1,4 +1,4 @@
-"""The CaseBank: cases, the bands of their signatures, imports."""
+"""The CaseBank: cases, the bands of their signatures, the inbox of served requests, imports."""
 
 from __future__ import annotations
 
@@ -29,6 +29,16 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("key", "case_id", name="pk_case_bands"),
         sqlite_with_rowid=False,
     )
+    op.create_table(
+        "case_inbox",
+        sa.Column("id", sa.Integer, nullable=False),
+        sa.Column("response_id", sa.String(255)),
+        sa.Column("body_id", sa.String(255)),
+        sa.Column("outcome", sa.LargeBinary, nullable=False),
+        sa.PrimaryKeyConstraint("id", name="pk_case_inbox"),
+    )
+    for column in ("response_id", "body_id"):
+        op.create_index(f"ix_case_inbox_{column}", "case_inbox", [column])
     op.create_table(
         "case_imports",
         sa.Column("id", sa.String(36), nullable=False),
