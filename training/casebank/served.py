@@ -1,4 +1,4 @@
-"""From served requests to cases: what the recorder hands over becomes messages, an answer, and the conversation's name.
+"""From served requests to cases: messages, an answer, and the name of the conversation that it is a turn of.
 
 Requests that failed, broke off or asked for embeddings become none.
 """
@@ -8,14 +8,15 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
+
 from training.casebank.answers import Answer, read_answer, read_stream
-from training.casebank.bank import CaseBank
 from training.casebank.case import Case, Message, text_of
-from training.casebank.errors import CaseInvalid
 
 log = logging.getLogger(__name__)
 
@@ -28,64 +29,91 @@ SAMPLING = (
 _TASK_TYPES = {"/v1/chat/completions": "chat", "/v1/completions": "completion", "/v1/responses": "chat"}
 
 
-Served = Any
-"""an outcome as `serving.recorder.Outcome` has it, which this layer may not import"""
+class Served(msgspec.Struct, frozen=True):
+    """One served request, field for field as `serving.recorder.Outcome` has it, which this layer may not import."""
+
+    request_id: str
+    path: str
+    caller: str
+    agent: str | None
+    session: str | None
+    adapter: str | None
+    base: str
+    reason: str
+    difficulty: float
+    status: int
+    request: bytes
+    response: bytes | None
+    streamed: bool
+    prompt_tokens: int | None
+    completion_tokens: int | None
+    started_at: float
+    latency_s: float
+    metadata: dict[str, Any]
 
 
-class OutcomeSink:
-    """The recorder's sink: what was served, into the CaseBank."""
-
-    def __init__(self, bank: CaseBank) -> None:
-        self._bank = bank
-
-    def write(self, outcomes: Sequence[Served]) -> None:
-        """Store the cases of `outcomes` in one transaction; what cannot be read is told in the log."""
-        cases = []
-        for outcome in outcomes:
-            try:
-                case = case_of(outcome)
-            except (CaseInvalid, ValueError, KeyError, TypeError, AttributeError) as error:
-                # an engine may answer in any shape, and one such answer must not cost the batch
-                log.warning("request %s is not recorded: %s", outcome.request_id, error)
-                continue
-            if case is not None:
-                cases.append(case)
-        if cases:
-            self._bank.add(cases)
-
-
-def case_of(outcome: Served) -> Case | None:
-    """The case of a served request; None for one that failed, and for a kind of which nothing is learned."""
-    if outcome.status >= 400 or outcome.response is None or outcome.path not in _TASK_TYPES:
+def case_of(served: Served) -> Case | None:
+    """The case of a request; None for one that failed, and for an answer that is empty or cannot be read."""
+    if served.status != 200 or not served.response or served.path not in _TASK_TYPES:
         return None
-    request = json.loads(outcome.request)
-    messages = _messages(outcome.path, request)
-    answer = (read_stream if outcome.streamed else read_answer)(outcome.path, outcome.response)
-    if messages is None or answer is None:
+    try:
+        request = json.loads(served.request)
+        messages = _messages(served.path, request)
+        answer = (read_stream if served.streamed else read_answer)(served.path, served.response)
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        # an engine may answer in any shape, and one such answer must not cost the others
+        log.warning("request %s is not recorded: %s: %s", served.request_id, type(error).__name__, error)
         return None
-    metadata = outcome.metadata
+    if messages is None or answer is None or not (answer.message.get("content") or answer.message.get("tool_calls")):
+        return None
+    return _case(served, request, messages, answer)
+
+
+def body_id_of(response: bytes) -> str | None:
+    """The id that an answer, whole or streamed, gives itself; None where it gives none. Reads the first event only."""
+    data = response
+    if match := _FIRST_DATA.search(response):
+        data = match[1]
+    try:
+        told = _decode_ids(data)
+    except msgspec.DecodeError:
+        return None
+    return told.id or (told.response.id if told.response else None)
+
+
+class _Ids(msgspec.Struct):
+    id: str | None = None
+    response: _Ids | None = None
+
+
+_decode_ids = msgspec.json.Decoder(_Ids).decode
+_FIRST_DATA = re.compile(rb"^data: ?(\{.*)$", re.MULTILINE)
+
+
+def _case(served: Served, request: Mapping[str, Any], messages: list[Message], answer: Answer) -> Case:
+    metadata = served.metadata
     return Case(
         messages=messages,
-        agent=outcome.agent,
+        agent=served.agent,
         response=answer.message,
-        created_at=datetime.fromtimestamp(outcome.started_at, UTC),
+        created_at=datetime.fromtimestamp(served.started_at, UTC),
         source="served",
-        owner=outcome.caller,
-        response_id=outcome.request_id,
+        owner=served.caller,
+        response_id=served.request_id,
         body_id=answer.id,
-        episode=_text(metadata.get("episode")) or _episode(outcome, messages, answer),
-        session=outcome.session,
+        episode=_text(metadata.get("episode_id")) or _episode(served, messages, answer),
+        session=served.session,
         user=_text(request.get("user")) or _text(request.get("safety_identifier")) or _text(metadata.get("user_id")),
-        task_type=_text(metadata.get("task_type")) or _TASK_TYPES[outcome.path],
+        task_type=_text(metadata.get("task_type")) or _TASK_TYPES[served.path],
         tools=request.get("tools") or None,
-        adapter=outcome.adapter,
-        base=outcome.base,
+        adapter=served.adapter,
+        base=served.base,
         sampling=_sampling(request) | ({"finish_reason": answer.finish_reason} if answer.finish_reason else {}),
-        reason=outcome.reason,
-        difficulty=outcome.difficulty,
-        prompt_tokens=outcome.prompt_tokens,
-        completion_tokens=outcome.completion_tokens,
-        latency_s=outcome.latency_s,
+        reason=served.reason,
+        difficulty=served.difficulty,
+        prompt_tokens=served.prompt_tokens,
+        completion_tokens=served.completion_tokens,
+        latency_s=served.latency_s,
     )
 
 
@@ -122,7 +150,7 @@ def _sampling(request: Mapping[str, Any]) -> dict[str, Any]:
     return {name: request[name] for name in SAMPLING if request.get(name) is not None}
 
 
-def _episode(outcome: Served, messages: Sequence[Message], answer: Answer) -> str:
+def _episode(served: Served, messages: Sequence[Message], answer: Answer) -> str:
     """The conversation that a request is a turn of: whose it is, and how it began, up to its first answer.
 
     A client sends that beginning again with each turn; tasks that only share a session begin in other ways.
@@ -131,7 +159,7 @@ def _episode(outcome: Served, messages: Sequence[Message], answer: Answer) -> st
     opening = [text_of(message.get("content")) for message in messages[: first + 1]]
     if first == len(messages):
         opening.append(text_of(answer.message.get("content")))
-    told = json.dumps([outcome.caller, outcome.agent, outcome.session, *opening])
+    told = json.dumps([served.caller, served.agent, served.session, *opening])
     return "served:" + hashlib.sha256(told.encode()).hexdigest()[:40]
 
 
