@@ -26,7 +26,7 @@ WIDE = {
 }
 LARGE_VOCABULARY = WIDE | {"vocab_size": 6000, "intermediate_size": 256, "num_hidden_layers": 3}
 BASE = Recipe(method="lora", rank=8, batch=2, length=192, kernels="trl", loss="plain")
-PER_LAYER = 0.10
+MISS = 0.10
 """largest share by which a prediction may miss"""
 
 
@@ -35,7 +35,7 @@ PER_LAYER = 0.10
     [
         (WIDE, BASE),
         (WIDE, replace(BASE, checkpointed_layers=0)),
-        (WIDE, replace(BASE, checkpointed_layers=0, dropout=0.1)),
+        (WIDE, replace(BASE, compute="fp32", checkpointed_layers=0, dropout=0.1)),
         (WIDE, replace(BASE, compute="fp32", checkpointed_layers=0)),
         (WIDE, replace(BASE, compute="fp32", method="full")),
         (WIDE, replace(BASE, compute="fp32", method="full", checkpointed_layers=0)),
@@ -48,7 +48,7 @@ PER_LAYER = 0.10
 def test_a_step_takes_what_is_predicted(config: dict[str, Any], recipe: Recipe) -> None:
     moment = memory_of(shape_of(config, "small"), recipe).peak
     predicted = moment.total - moment.parts["weights"] - moment.parts["adapter"] - moment.parts["optimiser"]
-    assert predicted == pytest.approx(_allocated(config, recipe), rel=PER_LAYER)
+    assert predicted == pytest.approx(_allocated(config, recipe), rel=MISS)
 
 
 def _allocated(config: dict[str, Any], recipe: Recipe) -> int:
