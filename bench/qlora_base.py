@@ -90,8 +90,8 @@ def load(folder: Path) -> Any:
     )
 
 
-def lora() -> Any:
+def lora(dropout: float = 0.0) -> Any:
     """Rank 16 on all linears."""
     from peft import LoraConfig
 
-    return LoraConfig(r=16, lora_alpha=32, lora_dropout=0.0, target_modules=MODULES, task_type="CAUSAL_LM")
+    return LoraConfig(r=16, lora_alpha=32, lora_dropout=dropout, target_modules=MODULES, task_type="CAUSAL_LM")

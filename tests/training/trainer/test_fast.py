@@ -1,4 +1,4 @@
-"""The fast path computes what peft computes: loss, adapter gradients, saved adapters. On a CPU, with its PyTorch twins."""
+"""The fast path computes what peft computes: loss, adapter gradients, saved adapters. Here with its PyTorch twins."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ torch = pytest.importorskip("torch")
 peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")
 
-from training.trainer.fast import accelerate_model, kept_bytes, unsupported  # noqa: E402
+from training.trainer.fast import accelerate_model, keep_layers, kept_bytes, layers_that_fit, unsupported  # noqa: E402
+from training.trainer.fast.pointwise import dropped  # noqa: E402
 
 LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 SHAPE: dict[str, Any] = {
@@ -96,6 +97,60 @@ def test_any_rank_scale_and_choice_of_modules(changes: dict[str, Any]) -> None:
     plain = step(copy.deepcopy(model), batch())
     assert accelerate_model(model, devices=CPU).active
     assert_same(step(model, batch()), plain, 1e-4)
+
+
+class Draw(torch.nn.Module):  # type: ignore[misc]
+    """The dropout of a linear, with the draw that the fast path makes for its group."""
+
+    def __init__(self, share: float, seed: int) -> None:
+        super().__init__()
+        self.share, self.seed = share, seed
+
+    def forward(self, x: Any) -> Any:
+        flat = x.reshape(-1, x.shape[-1])
+        return x * dropped(torch.ones_like(flat), self.share, self.seed).view_as(x)
+
+
+@pytest.mark.parametrize("kept", [0, 3])
+def test_dropout_is_repeated_on_the_way_back(kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    share, seeds = 0.3, dict(zip(LINEARS, (7, 7, 7, 8, 9, 9, 10), strict=True))
+    model = adapted(causal("qwen2"), lora_dropout=share)
+    plain = copy.deepcopy(model)
+    for name, linear in plain.named_modules():
+        if hasattr(linear, "lora_dropout"):
+            linear.lora_dropout["default"] = Draw(share, seeds[name.rpartition(".")[2]])
+    expected = step(plain, batch())
+    monkeypatch.setattr("training.trainer.fast.patch._seed", lambda _: 7)
+    assert accelerate_model(model, kept_layers=kept, devices=CPU).active
+    assert_same(step(model, batch()), expected, 1e-4)
+
+
+def test_dropout_follows_torchs_seed_and_drops_its_share() -> None:
+    model = adapted(causal("qwen2"), lora_dropout=0.5)
+    accelerate_model(model, devices=CPU)
+    losses = []
+    for seed in (3, 3, 4):
+        torch.manual_seed(seed)
+        losses.append(step(model, batch())[0])
+    assert losses[0] == losses[1] != losses[2]
+    kept = dropped(torch.ones(200, 200), 0.2, seed=1)
+    assert (kept == 0).float().mean().item() == pytest.approx(0.2, abs=0.01)
+    assert kept.mean().item() == pytest.approx(1.0, abs=0.02)
+
+
+def test_layers_can_be_kept_or_not_between_steps() -> None:
+    model = adapted(causal("qwen2"))
+    accelerate_model(model, kept_layers=3, devices=CPU)
+    before = step(model, batch())
+    keep_layers(model, 1)
+    assert_same(step(model, batch()), before, 1e-6)
+
+
+def test_more_layers_are_kept_where_more_memory_is_free() -> None:
+    model = adapted(causal("qwen2"))
+    layer = kept_bytes(model.config) * 1000
+    room = 2**29 + 1000 * SHAPE["hidden_size"] * 2 * 3
+    assert [layers_that_fit(model, 1000, room + layers * layer) for layers in (0, 4, 5, 6, 99)] == [0, 0, 1, 2, 3]
 
 
 def test_a_quantised_base_in_16_bits() -> None:
@@ -189,7 +244,6 @@ def test_the_embedding_may_live_on_the_host() -> None:
     [
         (lambda: causal("qwen2"), "not a PEFT model"),
         (lambda: adapted(causal("qwen2"), use_dora=True), "DoRA or LoRA with a bias"),
-        (lambda: adapted(causal("qwen2"), lora_dropout=0.1), "LoRA dropout 0.1"),
         (lambda: adapted(causal("llama", attention_dropout=0.1)), "attention dropout or an activation other than silu"),
         (lambda: adapted(causal("mistral")), "no fast path for mistral models"),
     ],

@@ -1,8 +1,9 @@
 # mypy: ignore-errors
-# Triton's language has no types, and its decorator hides those of the functions.
+# ruff: noqa: PLR0917, D103
+# Triton's language has no types and launches by position; what each kernel computes is told by its twin.
 """Triton kernels of the fast path: one pass over memory each, several of them in place.
 
-Every kernel has a twin in plain PyTorch in `pointwise.py` or `nf4.py`, which says what it computes and is what a CPU runs.
+Every kernel has a twin in plain PyTorch in `pointwise`, `loss` or bitsandbytes, which a CPU runs and tests compare.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from torch import Tensor
 
 _COLUMNS = 1024
 _VOCABULARY_BLOCK = 8192
+_DROPOUT_LANES = 512
+"""columns that one program drops from, in each of four parts: one draw of random bits serves four columns"""
 _NF4_BLOCKS = 32
 """quantisation blocks that one program of `dequantise` expands"""
 
@@ -92,6 +95,28 @@ def _swiglu_backward(gate_up, gradient, gate_up_stride, gradient_stride, width, 
     tl.store(gate_at, (incoming * up * (sigmoid + activated * (1.0 - sigmoid))).to(kind), mask=inside)
     tl.store(gate_at + width, (incoming * activated).to(kind), mask=inside)
     tl.store(gradient_at, (activated.to(kind).to(tl.float32) * up).to(kind), mask=inside)
+
+
+@triton.jit
+def _dropped(x, out, x_stride, out_stride, width, seed, share, scale, add: tl.constexpr, lanes: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    lane = tl.program_id(1) * 4 * lanes + tl.arange(0, lanes)
+    draw = tl.program_id(0) * tl.num_programs(1) * lanes + tl.program_id(1) * lanes + tl.arange(0, lanes)
+    first, second, third, fourth = tl.rand4x(seed, draw)
+    _drop_part(x, out, row * x_stride, row * out_stride, lane, width, first, share, scale, add)
+    _drop_part(x, out, row * x_stride, row * out_stride, lane + lanes, width, second, share, scale, add)
+    _drop_part(x, out, row * x_stride, row * out_stride, lane + 2 * lanes, width, third, share, scale, add)
+    _drop_part(x, out, row * x_stride, row * out_stride, lane + 3 * lanes, width, fourth, share, scale, add)
+
+
+@triton.jit
+def _drop_part(x, out, x_row, out_row, column, width, random, share, scale, add: tl.constexpr):
+    inside = column < width
+    value = tl.load(x + x_row + column, mask=inside, other=0.0).to(tl.float32)
+    value = tl.where(random >= share, value * scale, 0.0)
+    if add:
+        value += tl.load(out + out_row + column, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out + out_row + column, value.to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -175,6 +200,14 @@ def swiglu_backward(gate_up: Tensor, gradient: Tensor) -> None:
     rows, width = gradient.shape
     grid = (rows, triton.cdiv(width, _COLUMNS))
     _swiglu_backward[grid](gate_up, gradient, gate_up.stride(0), gradient.stride(0), width, block=_COLUMNS)
+
+
+def dropped(x: Tensor, out: Tensor, share: float, seed: int, *, add: bool) -> None:
+    rows, width = x.shape
+    grid = (rows, triton.cdiv(width, 4 * _DROPOUT_LANES))
+    _dropped[grid](
+        x, out, x.stride(0), out.stride(0), width, seed, share, 1 / (1 - share), add=add, lanes=_DROPOUT_LANES
+    )
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, losses: Tensor, *, backward: bool) -> None:

@@ -1,7 +1,7 @@
 """One decoder layer of the Qwen2/Llama family as one node of the autograd graph.
 
-It saves its input alone and computes the rest again on the way back (all but the last product, whose result nobody needs),
-or, if it is `kept`, saves what the matrix products made, so that nothing is multiplied twice.
+It saves its input alone and computes the rest again on the way back (all but the last product, whose result nobody
+needs), or, if it is `kept`, saves what the matrix products made, so that nothing is multiplied twice.
 """
 
 from __future__ import annotations
@@ -31,11 +31,35 @@ class Attention:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What one call of a layer needs beside its input: rotary tables [rows, D], and attention with its mask."""
+    """What one call of a layer needs beside its input: rotary tables [rows, D], attention with its mask, and a seed.
+
+    Each group of linears draws its dropout from a number of its own at and above `seed`.
+    """
 
     cos: Tensor
     sin: Tensor
     attend: Attend
+    seed: int
+
+    @property
+    def qkv(self) -> int:
+        """Of q, k and v."""
+        return self.seed
+
+    @property
+    def output(self) -> int:
+        """Of attention's output."""
+        return self.seed + 1
+
+    @property
+    def gate_up(self) -> int:
+        """Of gate and up."""
+        return self.seed + 2
+
+    @property
+    def down(self) -> int:
+        """Of down."""
+        return self.seed + 3
 
 
 @dataclass(slots=True)
@@ -46,8 +70,8 @@ class FusedLayer:
     output: LinearGroup
     gate_up: LinearGroup
     down: LinearGroup
-    before_attention: nn.Module
-    before_mlp: nn.Module
+    before_attention: Any
+    before_mlp: Any
     head_size: int
     heads: int
     groups: int
@@ -59,11 +83,16 @@ class FusedLayer:
         """All adapters' parameters, in the order of the gradients that `backward` returns."""
         return [p for group in (self.qkv, self.output, self.gate_up, self.down) for p in group.parameters]
 
+    @property
+    def dropout(self) -> float:
+        """Share of their input that the adapters do not read."""
+        return max(group.dropout for group in (self.qkv, self.output, self.gate_up, self.down))
+
     def attention(self, x: Tensor, shape: tuple[int, int], call: Call, *, anew: bool) -> Attention:
         """The first half: norm, q, k and v, rotation, attention, output, residual. `x` [T, H], `shape` (B, S)."""
         normed = self._normed(self.before_attention, x, self.qkv)
         self.qkv.load(x, anew=anew)
-        qkv = self.qkv.forward(normed)
+        qkv = self.qkv.forward(normed, call.qkv)
         query, key, value = self._split(qkv, shape)
         rotate(query, qkv[:, : self.heads * self.head_size], call.cos, call.sin)
         rotate(key, self._keys(qkv), call.cos, call.sin)
@@ -73,37 +102,39 @@ class FusedLayer:
         wide = self.output.input_buffer(x)
         wide[:, : self.output.inputs] = attended.detach().reshape(x.shape[0], -1)
         self.output.load(x, anew=anew)
-        return Attention(leaves, attended, self.output.forward(wide, residual=x))  # type: ignore[arg-type]
+        return Attention(leaves, attended, self.output.forward(wide, call.output, residual=x))  # type: ignore[arg-type]
 
-    def widen(self, middle: Tensor, *, anew: bool) -> Tensor:
+    def widen(self, middle: Tensor, call: Call, *, anew: bool) -> Tensor:
         """Gate and up [T, 2 I + R]; the last R columns are room for their gradients."""
         normed = self._normed(self.before_mlp, middle, self.gate_up)
         self.gate_up.load(middle, anew=anew)
         buffer = self.gate_up.output_buffer(middle)
-        self.gate_up.forward(normed, out=buffer[:, : self.gate_up.outputs])
+        self.gate_up.forward(normed, call.gate_up, out=buffer[:, : self.gate_up.outputs])
         return buffer
 
-    def narrow(self, gate_up: Tensor, middle: Tensor) -> Tensor:
+    def narrow(self, gate_up: Tensor, middle: Tensor, call: Call) -> Tensor:
         """The layer's result [T, H]."""
         activated = self.down.input_buffer(middle)
         swiglu(gate_up, activated[:, : self.down.inputs])
         self.down.load(middle, anew=True)
-        return self.down.forward(activated, residual=middle)
+        return self.down.forward(activated, call.down, residual=middle)
 
-    def mlp_backward(self, gradient: Tensor, gate_up: Tensor, middle: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def mlp_backward(
+        self, gradient: Tensor, gate_up: Tensor, middle: Tensor, call: Call
+    ) -> tuple[Tensor, list[Tensor]]:
         """The gradient of `middle` and of the adapters of gate, up and down; overwrites `gate_up`."""
         self.down.load(middle, anew=False)
         wide = self._output_gradient(self.down, gradient)
-        activated = self.down.input_gradient(wide)
+        activated = self.down.input_gradient(wide, call.down)
         swiglu_backward(gate_up, activated)
-        of_down = self.down.adapter_gradients(wide, activated)
+        of_down = self.down.adapter_gradients(wide, activated, call.down)
         del activated
         self.gate_up.load(middle, anew=False)
-        through = self.gate_up.input_gradient(gate_up)
+        through = self.gate_up.input_gradient(gate_up, call.gate_up)
         normed = self._normed(self.before_mlp, middle, self.gate_up)[:, : self.gate_up.inputs]
-        of_gate_up = self.gate_up.adapter_gradients(gate_up, normed)
-        out = torch.empty_like(middle)
-        rms_norm_backward(middle, self.before_mlp.weight, _epsilon(self.before_mlp), through, gradient, out)
+        of_gate_up = self.gate_up.adapter_gradients(gate_up, normed, call.gate_up)
+        norm, out = self.before_mlp, torch.empty_like(middle)
+        rms_norm_backward(middle, norm.weight, _epsilon(norm), gradient=through, residual=gradient, out=out)
         return out, of_gate_up + of_down
 
     def attention_backward(
@@ -112,23 +143,23 @@ class FusedLayer:
         """The gradient of `x` (in the memory of `gradient`) and of the adapters of q, k, v and output."""
         self.output.load(x, anew=False)
         wide = self._output_gradient(self.output, gradient)
-        of_attended = self.output.input_gradient(wide).view_as(half.attended)
-        of_output = self.output.adapter_gradients(wide, half.attended.detach().reshape(x.shape[0], -1))
+        of_attended = self.output.input_gradient(wide, call.output).view_as(half.attended)
+        of_output = self.output.adapter_gradients(wide, half.attended.detach().reshape(x.shape[0], -1), call.output)
         query, key, value = torch.autograd.grad(half.attended, half.inputs, of_attended)
         buffer = self.qkv.output_buffer(x)
         rotate(query.transpose(1, 2), buffer[:, : self.heads * self.head_size], call.cos, call.sin, back=True)
         rotate(key.transpose(1, 2), self._keys(buffer), call.cos, call.sin, back=True)
         self._values(buffer).view(*shape, self.groups, self.head_size).copy_(value.transpose(1, 2))
         self.qkv.load(x, anew=False)
-        through = self.qkv.input_gradient(buffer)
+        through = self.qkv.input_gradient(buffer, call.qkv)
         normed = self._normed(self.before_attention, x, self.qkv)[:, : self.qkv.inputs]
-        of_qkv = self.qkv.adapter_gradients(buffer, normed)
+        of_qkv = self.qkv.adapter_gradients(buffer, normed, call.qkv)
         if needs_input:
             norm = self.before_attention
-            rms_norm_backward(x, norm.weight, _epsilon(norm), through, gradient, gradient)
+            rms_norm_backward(x, norm.weight, _epsilon(norm), gradient=through, residual=gradient, out=gradient)
         return gradient if needs_input else None, of_qkv + of_output
 
-    def _normed(self, norm: nn.Module, x: Tensor, group: LinearGroup) -> Tensor:
+    def _normed(self, norm: Any, x: Tensor, group: LinearGroup) -> Tensor:
         wide = group.input_buffer(x)
         rms_norm(x, norm.weight, _epsilon(norm), wide[:, : group.inputs])
         return wide
@@ -163,8 +194,8 @@ class LayerFunction(torch.autograd.Function):
         with torch.autocast(hidden.device.type, enabled=False):
             x = hidden.reshape(-1, hidden.shape[-1])
             half = layer.attention(x, hidden.shape[:2], call, anew=True)  # type: ignore[arg-type]
-            gate_up = layer.widen(half.middle, anew=True)
-            out = layer.narrow(gate_up, half.middle)
+            gate_up = layer.widen(half.middle, call, anew=True)
+            out = layer.narrow(gate_up, half.middle, call)
         ctx.layer, ctx.call = layer, call
         ctx.made = (half, gate_up) if layer.kept and any(ctx.needs_input_grad) else None
         ctx.save_for_backward(hidden)
@@ -179,11 +210,12 @@ class LayerFunction(torch.autograd.Function):
         x = hidden.reshape(-1, width)
         if ctx.made is None:
             half = layer.attention(x, shape, call, anew=False)
-            gate_up = layer.widen(half.middle, anew=False)
+            gate_up = layer.widen(half.middle, call, anew=False)
         else:
             half, gate_up = ctx.made
             ctx.made = None
-        of_middle, of_mlp = layer.mlp_backward(gradient.reshape(-1, width).contiguous(), gate_up, half.middle)
+        incoming = gradient.reshape(-1, width).contiguous()
+        of_middle, of_mlp = layer.mlp_backward(incoming, gate_up, half.middle, call)
         del gate_up
         of_x, of_attention = layer.attention_backward(
             of_middle, x, half, shape, call, needs_input=ctx.needs_input_grad[0]
@@ -191,5 +223,5 @@ class LayerFunction(torch.autograd.Function):
         return None if of_x is None else of_x.view_as(hidden), None, None, *of_attention, *of_mlp
 
 
-def _epsilon(norm: nn.Module) -> float:
-    return float(norm.variance_epsilon)  # type: ignore[arg-type]
+def _epsilon(norm: Any) -> float:
+    return float(norm.variance_epsilon)

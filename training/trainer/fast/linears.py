@@ -5,18 +5,23 @@ For members W_i [n_i, K] with adapters B_i A_i of rank r_i and scale s_i, one bu
     [ W   s B ]      W: all rows below each other [N, K];  s B: block-diagonal [N, R]
     [ A    .  ]      A: all A_i below each other [R, K]
 
-so that y = [x | x A'] [W | s B]' and dx = [dy | dy s B] [W ; A]: the adapters ride along in the same product, in the same
-float32 accumulator, and no weight in compute precision outlives its use.
+so that y = [x | x A'] [W | s B]' and dx = [dy | dy s B] [W ; A]: the adapters ride along in the same product, in the
+same float32 accumulator, and no weight in compute precision outlives its use.
+
+With dropout, the adapters read the input without a share of its elements, one draw for all members (PEFT draws for
+each); their part of dx is then a product of its own. The draw depends on a seed alone, so that the way back repeats it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from training.trainer.fast.pointwise import add_dropped, dropped
 from training.trainer.fast.weights import write_weight
 
 _ALIGNMENT = 64
@@ -49,7 +54,7 @@ class Workspace:
 class Member:
     """A linear of a group; `a` [r, K] and `b` [n, r] are None where it has no adapter."""
 
-    base: nn.Module
+    base: Any
     a: nn.Parameter | None
     b: nn.Parameter | None
     scale: float
@@ -63,15 +68,18 @@ class Member:
 class LinearGroup:
     """The matrix of the module's docstring. T is the number of tokens, N all outputs, K inputs, R the padded ranks."""
 
-    def __init__(self, members: Sequence[Member], sizes: Sequence[tuple[int, int]], workspace: Workspace) -> None:
+    def __init__(
+        self, members: Sequence[Member], sizes: Sequence[tuple[int, int]], workspace: Workspace, dropout: float = 0.0
+    ) -> None:
         self.members = tuple(members)
+        self.dropout = dropout
         self.outputs = sum(rows for rows, _ in sizes)
         self.inputs = sizes[0][1]
         self.ranks = _round_up(sum(member.rank for member in members), _RANK_ALIGNMENT)
         self._rows = [rows for rows, _ in sizes]
         self._stride = _round_up(self.inputs + self.ranks, _ALIGNMENT)
         self._workspace = workspace
-        self._matrix: Tensor | None = None
+        self._loaded: Tensor | None = None
         workspace.reserve((self.outputs + self.ranks) * self._stride)
         self.bias = self._biases()
 
@@ -90,7 +98,7 @@ class LinearGroup:
 
     def load(self, like: Tensor, *, anew: bool) -> None:
         """Fill the workspace; not `anew`: only if another group was there (adapters change between steps only)."""
-        self._matrix = matrix = self._workspace.matrix(self.outputs + self.ranks, self._stride, like)
+        self._loaded = matrix = self._workspace.matrix(self.outputs + self.ranks, self._stride, like)
         if self._workspace.holder is self and not anew:
             return
         self._workspace.holder = self
@@ -108,11 +116,10 @@ class LinearGroup:
                 rank += member.rank
             row += rows
 
-    def forward(self, x: Tensor, out: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, seed: int, *, out: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
         """The outputs [T, N], plus `residual`; `x` is an `input_buffer` with its first K columns filled."""
-        assert self._matrix is not None, "load comes first"
         if self.ranks:
-            torch.mm(x[:, : self.inputs], self._a.t(), out=x[:, self.inputs :])
+            torch.mm(self._read(x[:, : self.inputs], seed), self._a.t(), out=x[:, self.inputs :])
         weight = self._matrix[: self.outputs, : self.inputs + self.ranks].t()
         if residual is not None:
             return torch.addmm(residual, x, weight)
@@ -121,20 +128,24 @@ class LinearGroup:
             return torch.addmm(self.bias, x, weight)
         return torch.mm(x, weight) if out is None else torch.mm(x, weight, out=out)
 
-    def input_gradient(self, gradient: Tensor) -> Tensor:
-        """dx [T, K]; `gradient` is an `output_buffer` whose first N columns hold dy, and the rest is filled here."""
-        assert self._matrix is not None, "load comes first"
+    def input_gradient(self, gradient: Tensor, seed: int) -> Tensor:
+        """Gradient of x [T, K]; `gradient` is an `output_buffer` with dy in its first N columns, and filled here."""
         n, k = self.outputs, self.inputs
         if self.ranks:
             torch.mm(gradient[:, :n], self._matrix[:n, k : k + self.ranks], out=gradient[:, n:])
-        return torch.mm(gradient, self._matrix[: n + self.ranks, :k])
+        if not self.ranks or not self.dropout:
+            return torch.mm(gradient, self._matrix[: n + self.ranks, :k])
+        through = torch.mm(gradient[:, :n], self._matrix[:n, :k])
+        add_dropped(torch.mm(gradient[:, n:], self._a), through, self.dropout, seed)
+        return through
 
-    def adapter_gradients(self, gradient: Tensor, x: Tensor) -> list[Tensor]:
-        """dA, dB of every member in float32; `gradient` as `input_gradient` left it, `x` [T, K]."""
+    def adapter_gradients(self, gradient: Tensor, x: Tensor, seed: int) -> list[Tensor]:
+        """Of every member that of A, then of B, in float32; `gradient` as `input_gradient` left it, `x` [T, K]."""
         if not self.ranks:
             return []
-        of_a = gradient[:, self.outputs :].t() @ x
-        of_b = gradient[:, : self.outputs].t() @ (x @ self._a.t())
+        read = self._read(x, seed)
+        of_a = gradient[:, self.outputs :].t() @ read
+        of_b = gradient[:, : self.outputs].t() @ (read @ self._a.t())
         found, row, rank = [], 0, 0
         for member, rows in zip(self.members, self._rows, strict=True):
             if member.a is not None and member.b is not None:
@@ -145,10 +156,18 @@ class LinearGroup:
             row += rows
         return found
 
+    def _read(self, x: Tensor, seed: int) -> Tensor:
+        return dropped(x, self.dropout, seed) if self.dropout else x
+
+    @property
+    def _matrix(self) -> Tensor:
+        if self._loaded is None:
+            raise RuntimeError("load comes first")
+        return self._loaded
+
     @property
     def _a(self) -> Tensor:
-        """[R, K]"""
-        assert self._matrix is not None, "load comes first"
+        """All A_i, [R, K]."""
         return self._matrix[self.outputs : self.outputs + self.ranks, : self.inputs]
 
     def _biases(self) -> Tensor | None:

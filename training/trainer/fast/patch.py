@@ -9,20 +9,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from training.trainer.fast.layer import Attention, Call, FusedLayer, LayerFunction
+from training.trainer.fast.layer import Call, FusedLayer, LayerFunction
 from training.trainer.fast.linears import LinearGroup, Member, Workspace
 from training.trainer.fast.loss import shifted, token_losses
 from training.trainer.fast.pointwise import Norm
-from training.trainer.fast.weights import unsupported_weight
+from training.trainer.fast.support import causal_model, dropout_of, unsupported
 
-_ARCHITECTURES = ("qwen2", "llama")
+_LAYERS_AT_WORK = 4
+_LOGITS = 2**29
 _BYTES = 2
 """of an activation in 16 bits"""
 
 
 @dataclass(frozen=True, slots=True)
 class Acceleration:
-    """What `accelerate_model` did: `reason` says why it did nothing, None if it did; `kept` layers save all products."""
+    """What `accelerate_model` did: `reason` says why it did nothing, or is None; `kept` layers save all products."""
 
     reason: str | None
     layers: int = 0
@@ -47,7 +48,7 @@ def accelerate_model(
     reason = unsupported(model, devices)
     if reason is not None:
         return Acceleration(reason)
-    causal = _causal(model)
+    causal = causal_model(model)
     if causal.is_gradient_checkpointing:
         causal.gradient_checkpointing_disable()
     causal.config.use_cache = False
@@ -66,52 +67,26 @@ def kept_bytes(config: Any) -> int:
     """Bytes a token that a kept layer saves: input, q, k, v, attention's output, residual, gate and up."""
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     queries, keys = config.num_attention_heads * size, config.num_key_value_heads * size
-    return _BYTES * (2 * config.hidden_size + 2 * queries + 2 * keys + 2 * config.intermediate_size)
+    values: int = 2 * (config.hidden_size + queries + keys + config.intermediate_size)
+    return _BYTES * values
 
 
-def unsupported(model: nn.Module, devices: tuple[str, ...] = ("cuda",)) -> str | None:
-    """Why `model` cannot take the fast path; None when it can."""
-    peft = getattr(model, "peft_config", None)
-    causal = _causal(model)
-    config = getattr(causal, "config", None)
-    if not peft or config is None:
-        return "not a PEFT model"
-    if config.model_type not in _ARCHITECTURES:
-        return f"no fast path for {config.model_type} models"
-    if getattr(config, "attention_dropout", 0) or config.hidden_act != "silu":
-        return "attention dropout or an activation other than silu"
-    device = causal.lm_head.weight.device.type
-    if device not in devices:
-        return f"no fast path on {device}"
-    for layer in causal.model.layers:
-        for linear in (getattr(block, name) for block, name in _linears(layer)):
-            reason = _unsupported_linear(linear)
-            if reason is not None:
-                return reason
-    return None
+def keep_layers(model: nn.Module, count: int) -> None:
+    """From now on the first `count` layers save their products and the others only their input."""
+    for index, layer in enumerate(causal_model(model).model.layers):
+        layer.fused.kept = index < count
 
 
-def _unsupported_linear(linear: nn.Module) -> str | None:
-    if not hasattr(linear, "lora_A"):
-        return unsupported_weight(linear)
-    names = linear.active_adapters
-    if len(names) != 1:
-        return "not one active adapter"
-    if any(linear.use_dora.values()) or any(linear.lora_bias.values()):
-        return "DoRA or LoRA with a bias"
-    dropout = linear.lora_dropout[names[0]]
-    if isinstance(dropout, nn.Dropout) and dropout.p > 0:
-        return f"LoRA dropout {dropout.p}"
-    return unsupported_weight(linear.get_base_layer())
+def layers_that_fit(model: nn.Module, tokens: int, free: int) -> int:
+    """How many layers can save their products for `tokens` at once within `free` bytes, left after the rest.
 
-
-def _causal(model: nn.Module) -> Any:
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
-def _linears(layer: Any) -> list[tuple[nn.Module, str]]:
-    attention = [(layer.self_attn, name) for name in ("q_proj", "k_proj", "v_proj", "o_proj")]
-    return attention + [(layer.mlp, name) for name in ("gate_proj", "up_proj", "down_proj")]
+    `free` is what is left once the weights are loaded. Kept back of it: every layer's input, four times what one layer
+    saves, for the layer at work and its gradients, and the logits that the loss holds at once.
+    """
+    config = causal_model(model).config
+    layers: int = config.num_hidden_layers
+    inputs = tokens * config.hidden_size * _BYTES * layers
+    return max(0, min(layers, (free - inputs - _LOGITS) // (tokens * kept_bytes(config)) - _LAYERS_AT_WORK))
 
 
 def _fused(layer: Any, config: Any, spaces: tuple[Workspace, Workspace], *, kept: bool) -> FusedLayer:
@@ -132,19 +107,19 @@ def _fused(layer: Any, config: Any, spaces: tuple[Workspace, Workspace], *, kept
     )
 
 
-def _group(linears: tuple[nn.Module, ...], space: Workspace) -> LinearGroup:
-    members, sizes = [], []
+def _group(linears: tuple[Any, ...], space: Workspace) -> LinearGroup:
+    members, sizes, dropout = [], [], 0.0
     for linear in linears:
         base = linear.get_base_layer() if hasattr(linear, "lora_A") else linear
         sizes.append((base.out_features, base.in_features))
         if hasattr(linear, "lora_A"):
-            name = linear.active_adapters[0]
+            name, dropout = linear.active_adapters[0], dropout_of(linear)
             members.append(
                 Member(base, linear.lora_A[name].weight, linear.lora_B[name].weight, float(linear.scaling[name]))
             )
         else:
             members.append(Member(base, None, None, 0.0))
-    return LinearGroup(members, sizes, space)
+    return LinearGroup(members, sizes, space, dropout)
 
 
 def _patch_layer(layer: Any, fused: FusedLayer) -> None:
@@ -153,6 +128,7 @@ def _patch_layer(layer: Any, fused: FusedLayer) -> None:
     def forward(
         self: Any,
         hidden_states: Tensor,
+        *,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         past_key_values: Any = None,
@@ -175,13 +151,20 @@ def _patch_layer(layer: Any, fused: FusedLayer) -> None:
             )
         cos, sin = (table.reshape(-1, table.shape[-1]) for table in position_embeddings)  # type: ignore[union-attr]
         attend = _attention(self.self_attn, attention_mask, {"position_ids": position_ids, **options})
-        return LayerFunction.apply(hidden_states, fused, Call(cos, sin, attend), *fused.parameters)  # type: ignore[no-any-return, no-untyped-call]
+        call = Call(cos, sin, attend, _seed(fused))
+        return LayerFunction.apply(hidden_states, fused, call, *fused.parameters)  # type: ignore[no-any-return, no-untyped-call]
 
     layer.forward = MethodType(forward, layer)
+    layer.fused = fused
+
+
+def _seed(fused: FusedLayer) -> int:
+    """For the dropout of one call, from torch's own random numbers; 0 without dropout."""
+    return int(torch.randint(2**31 - 4, ())) if fused.dropout else 0
 
 
 def _attention(module: Any, mask: Tensor | None, options: dict[str, Any]) -> Any:
-    """The model's own choice of attention (`sdpa`, `flash_attention_2`, ...), so that masks and packing stay its own."""
+    """Attention as the model's configuration names it (`sdpa`, ...), so that masks and packing stay its own."""
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
     from transformers.models.qwen2.modeling_qwen2 import eager_attention_forward
 
@@ -220,13 +203,13 @@ def _patch_loss(causal: Any) -> None:
         self: Any, input_ids: Tensor | None = None, *, labels: Tensor | None = None, num_items_in_batch: Any = None,
         shift_labels: Tensor | None = None, **options: Any,
     ) -> Any:  # fmt: skip
-        if labels is None and shift_labels is None:
+        targets = shift_labels if labels is None else shifted(labels)
+        if targets is None:
             return plain(input_ids, **options)
         from transformers.modeling_outputs import CausalLMOutputWithPast
 
         hidden = self.model(input_ids=input_ids, **options).last_hidden_state
-        targets = shifted(labels) if shift_labels is None else shift_labels
-        loss = token_losses(hidden, self.lm_head.weight, targets, num_items_in_batch)
+        loss: Any = token_losses(hidden, self.lm_head.weight, targets, num_items_in_batch)
         return CausalLMOutputWithPast(loss=loss)
 
     causal.forward = MethodType(forward, causal)
@@ -243,6 +226,3 @@ def _move_to_host(embedding: Any) -> None:
 
     embedding.forward = MethodType(forward, embedding)
     embedding._apply = lambda *_, **__: embedding  # `model.to(device)` leaves it where it is
-
-
-__all__ = ["Acceleration", "Attention", "accelerate_model", "kept_bytes", "unsupported"]

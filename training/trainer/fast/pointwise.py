@@ -1,4 +1,4 @@
-"""What lies between the matrix products of a layer: norm, rotation, SwiGLU; Triton on a GPU, PyTorch elsewhere.
+"""What lies between the matrix products of a layer: norm, rotation, SwiGLU, dropout. Triton on a GPU, else PyTorch.
 
 Tensors are two-dimensional, a row a token; rows may have a stride, so that results land inside wider buffers.
 The arithmetic is in float32, each result rounded once to the tensor's own type.
@@ -22,7 +22,7 @@ def rms_norm(x: Tensor, weight: Tensor, epsilon: float, out: Tensor) -> None:
 
 
 def rms_norm_backward(
-    x: Tensor, weight: Tensor, epsilon: float, gradient: Tensor, residual: Tensor, out: Tensor
+    x: Tensor, weight: Tensor, epsilon: float, *, gradient: Tensor, residual: Tensor, out: Tensor
 ) -> None:
     """Write `residual` plus the gradient of the norm at `x` to `out`, which may be `residual`; all [T, H], dense."""
     if x.is_cuda:
@@ -38,8 +38,8 @@ def rms_norm_backward(
 def rotate(source: Tensor, target: Tensor, cos: Tensor, sin: Tensor, *, back: bool = False) -> None:
     """Turn heads by their rotary angles (`back`: by minus those angles, which is the gradient).
 
-    `source` [B, S, heads, D] with any strides but 1 in the last dimension; `target` [B * S, heads * D], which may be the
-    same memory; `cos`, `sin` [S or B * S, D], both halves of D alike.
+    `source` [B, S, heads, D], dense in its last dimension alone; `target` [B * S, heads * D], which may be the same
+    memory; `cos`, `sin` [S or B * S, D], both halves of D alike.
     """
     sign = -1.0 if back else 1.0
     if source.is_cuda:
@@ -83,6 +83,32 @@ def swiglu_backward(gate_up: Tensor, gradient: Tensor) -> None:
     return None
 
 
+def dropped(x: Tensor, share: float, seed: int) -> Tensor:
+    """`x` [T, K] without a `share` of its elements, the others scaled up; `seed` alone says which."""
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    if x.is_cuda:
+        from training.trainer.fast import kernels
+
+        kernels.dropped(x, out, share, seed, add=False)
+        return out
+    return torch.mul(x, _dropout_mask(x, share, seed), out=out)
+
+
+def add_dropped(x: Tensor, out: Tensor, share: float, seed: int) -> None:
+    """Add `dropped(x)` to `out` [T, K]."""
+    if x.is_cuda:
+        from training.trainer.fast import kernels
+
+        return kernels.dropped(x, out, share, seed, add=True)
+    out += x * _dropout_mask(x, share, seed)
+    return None
+
+
+def _dropout_mask(x: Tensor, share: float, seed: int) -> Tensor:
+    random = torch.rand(x.shape, generator=torch.Generator().manual_seed(seed))
+    return (random >= share).to(x.dtype) / (1 - share)
+
+
 def _inverse_rms(x: Tensor, epsilon: float) -> Tensor:
     return torch.rsqrt(x.float().pow(2).mean(-1, keepdim=True) + epsilon)
 
@@ -106,8 +132,7 @@ class Norm(torch.autograd.Function):
         x, weight = ctx.saved_tensors  # type: ignore[attr-defined]
         width = x.shape[-1]
         out = torch.zeros_like(x, memory_format=torch.contiguous_format)
-        flat = out.view(-1, width)
-        rms_norm_backward(
-            x.reshape(-1, width), weight, ctx.epsilon, gradient.reshape(-1, width).contiguous(), flat, flat  # type: ignore[attr-defined]
-        )  # fmt: skip
+        flat, incoming = out.view(-1, width), gradient.reshape(-1, width).contiguous()
+        epsilon = ctx.epsilon  # type: ignore[attr-defined]
+        rms_norm_backward(x.reshape(-1, width), weight, epsilon, gradient=incoming, residual=flat, out=flat)
         return out, None, None

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
-def write_weight(linear: nn.Module, out: Tensor) -> None:
+def write_weight(linear: Any, out: Tensor) -> None:
     """Write the weight of `linear`, plain or bitsandbytes' 4-bit, to `out` [N, K], whose rows may have a stride.
 
     The values are those of bitsandbytes' own dequantisation, bit by bit.
@@ -24,12 +24,12 @@ def write_weight(linear: nn.Module, out: Tensor) -> None:
         out.copy_(dequantize_4bit(linear.weight.data, state))
 
 
-def is_quantised(linear: nn.Module) -> bool:
+def is_quantised(linear: Any) -> bool:
     """Whether the weight is one of bitsandbytes' 4-bit ones, already quantised."""
     return getattr(linear.weight, "quant_state", None) is not None
 
 
-def unsupported_weight(linear: nn.Module) -> str | None:
+def unsupported_weight(linear: Any) -> str | None:
     """Why the weight of `linear` cannot be written by `write_weight`; None when it can."""
     weight = getattr(linear, "weight", None)
     if not isinstance(weight, Tensor) or weight.device.type == "meta":
