@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from training.gate.endpoint import Connection, Likelihood, Reply
 from training.gate.errors import EndpointFailed
@@ -19,6 +19,7 @@ MAX_TOKENS = 1024
 LIKELIHOOD_ROWS = 64
 """rows whose right answer's likelihood is asked for; each costs three times what a short answer does"""
 
+Result = TypeVar("Result")
 Progress = Callable[[str, int, int], None]
 """told the model, the rows done and the rows in all"""
 
@@ -105,7 +106,7 @@ async def evaluate(endpoint: Connection, model: str, exam: Exam, progress: Progr
             progress(model, done, len(exam.rows))
         return result
 
-    results = await asyncio.gather(*(judged(row) for row in exam.rows))
+    results = await _all(judged(row) for row in exam.rows)
     if all(result.error for result in results):
         raise EndpointFailed(results[0].error or "nothing was answered")
     nll = await likelihoods(endpoint, model, exam, results)
@@ -154,11 +155,22 @@ async def likelihoods(endpoint: Connection, model: str, exam: Exam, judged: Sequ
         values[index] = answer_nll(told, judged[index].prompt_ids, trailing)
 
     try:
-        await asyncio.gather(*(ask(index) for index in sampled))
+        await _all(ask(index) for index in sampled)
     except EndpointFailed as error:
         if error.status == 0:
             raise
     return values
+
+
+async def _all(work: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]:
+    """All at once, in their order; the first failure ends the others before it is raised."""
+    tasks = [asyncio.ensure_future(each) for each in work]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def answered(row: Row) -> list[Any]:

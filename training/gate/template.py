@@ -41,6 +41,7 @@ class TemplateRecord:
 
     def write(self, folder: Path) -> Path:
         """Write `template.json` into the folder."""
+        folder.mkdir(parents=True, exist_ok=True)
         path = folder / FILE
         path.write_text(json.dumps(asdict(self), ensure_ascii=False), encoding="utf-8")
         return path
