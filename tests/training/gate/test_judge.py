@@ -16,7 +16,7 @@ from training.gate import EndpointClient, EndpointFailed, GateReport, Judge, rec
 
 NEW, OLD, BASE = "acme@000000000001", "acme@000000000002", "tiny"
 LABELS = ("billing", "delivery", "refund")
-CAPITALS = {f"What is the capital of {number}?": f"City{number}" for number in range(40)}
+CAPITALS = {f"What is the capital of {number}?": f"City{number}" for number in range(20)}
 
 
 def label(question: str) -> str:
@@ -133,7 +133,7 @@ def test_a_champion_that_cannot_answer_is_compared_by_likelihood(judged: Callabl
 
 def test_a_candidate_whose_answers_lose_their_format_is_refused(judged: Callable[..., GateReport], stub: Stub) -> None:
     right = knows(0.9)
-    stub.models[NEW] = lambda question: right(question) if label(question) != "refund" else "who knows"
+    stub.models[NEW] = lambda question: "who knows" if right(question) == "refund" else right(question)
     stub.models[OLD] = knows(0.1)
     assert "valid format" in judged().verdict
 
@@ -148,9 +148,8 @@ def test_a_small_holdout_is_not_judged(judged: Callable[..., GateReport], stub: 
 
 def test_a_suite_of_ones_own_must_not_be_lost(judged: Callable[..., GateReport], stub: Stub, tmp_path: Path) -> None:
     suite = tmp_path / "arithmetic.jsonl"
-    suite.write_text(
-        "\n".join(json.dumps({"prompt": f"question {number}", "pattern": "^bill"}) for number in range(30))
-    )
+    rows = [{"prompt": f"question {number}", "pattern": "^bill"} for number in range(30)]
+    suite.write_text("\n".join(map(json.dumps, rows)))
     assert "suite arithmetic" not in judged(suites=[suite]).verdict
     stub.models[NEW] = lambda question: "refund" if question in CAPITALS else "delivery"
     report = judged(suites=[suite])
@@ -213,7 +212,7 @@ def test_a_served_template_that_differs_refuses_the_candidate(
     stub.system_prompt = "Be nice."
     report = judged(template=recorded(tmp_path / "job"))
     assert not report.passed
-    assert "templates differ: row 1: the prompt has 17 tokens in training and 29 served; token 0" in report.verdict
+    assert "templates differ: row 1: the prompt has 16 tokens in training and 28 served; token 0" in report.verdict
 
 
 # -- reports -----------------------------------------------------------------------------------------------------------
