@@ -69,17 +69,17 @@ class BankCases:
 
 
 class BankDatasets:
-    """`Datasets` under `home`, of one CaseBank."""
+    """`Datasets` under `home`, of one CaseBank; `config_of` tells how those of an agent are chosen."""
 
-    def __init__(self, bank: CaseBank, config: DatasetConfig, home: Path) -> None:
+    def __init__(self, bank: CaseBank, config_of: Callable[[str], DatasetConfig], home: Path) -> None:
         self._bank = bank
-        self._config = config
+        self._config_of = config_of
         self._home = home
 
     def build(self, agent: str) -> DatasetView:
         """See `Datasets`."""
         try:
-            return _view(build_dataset(self._bank.database, self._bank, agent, self._config, self._home))
+            return _view(build_dataset(self._bank.database, self._bank, agent, self._config_of(agent), self._home))
         except RegistryError as error:
             if error.code in {"dataset_empty", "dataset_leakage"}:
                 raise Hopeless(error.message, error.code) from error
@@ -242,4 +242,5 @@ class EndpointJudge:
         except GateError as error:
             raise StepFailed(f"the gate reached no verdict: {error.message}", "gate_failed") from error
         report.write_json(folder / GATE_JSON)
+        report.write_html(folder / GATE_HTML)
         return Verdict(report.passed, report.verdict, report.summary())

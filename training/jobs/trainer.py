@@ -57,6 +57,8 @@ def run_trainer(folder: Path, gpus: tuple[int, ...], watch: Watch, command: Trai
         _stop(process, command.grace_s)
         raise
     finally:
+        if process.stdin is not None:
+            process.stdin.close()
         (folder / PID).unlink(missing_ok=True)
     result = read_json(folder / RESULT)
     if code == 0 and result is not None:
@@ -127,8 +129,6 @@ def _stop(process: subprocess.Popen[bytes], grace_s: float) -> None:
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    if process.stdin is not None:
-        process.stdin.close()
 
 
 def _failure(folder: Path, code: int) -> Exception:
