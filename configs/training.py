@@ -60,6 +60,15 @@ class TrainingPreset(BaseModel):
     dropout: float = Field(0.05, ge=0, lt=1, description="LoRA dropout")
     learning_rate: float | None = Field(None, gt=0, description="peak learning rate; default: by method and base")
     lora_plus_ratio: float | None = Field(None, ge=1, description="rate of lora_B over lora_A; default: by base")
+    reward_quantile: float | None = Field(
+        None, gt=0, lt=1, description="learn only from answers at or above this quantile of the agent's rewards"
+    )
+    general_share: float = Field(
+        0.05, ge=0, lt=1, description="most general questions mixed in, as a share of the rows learned"
+    )
+    label_ratio: float | None = Field(
+        None, ge=1, description="most rows of one label, as a multiple of the median label's; default: all"
+    )
     epochs: float | None = Field(None, gt=0, description="passes over the cases; default: by their number and the base")
     early_stopping: int = Field(3, ge=0, description="looks at the validation cases without gain that end a run; 0: none")
     batch_tokens: int | None = Field(None, ge=16, description="tokens of a step; default: by the machine and the cases")

@@ -57,12 +57,11 @@ def compose_worker(
     """A worker that judges through `endpoint`."""
     training, presets = settings.training, load_presets(settings.agents_dir)
     bank = CaseBank(database, holdout_share=training.holdout_share)
-    config = DatasetConfig(reward_threshold=training.reward_threshold)
     capacity = partial(probe, training.cpu_jobs)
     has_gpus = bool(capacity().gpus)
     parts = Parts(
         cases=BankCases(bank, training.reward_threshold),
-        datasets=BankDatasets(bank, config, settings.home),
+        datasets=BankDatasets(bank, partial(_config_of, settings, presets), settings.home),
         trainers=ProcessTrainers(partial(_training_of, presets), lambda: has_gpus, training.cpu_threads),
         judge=EndpointJudge(endpoint.url, endpoint.key, general_loss=training.general_loss),
         canaries=Canaries(
@@ -111,6 +110,10 @@ def _stop_after(ended: Callable[[], object], worker: Worker) -> None:
 def _training_of(presets: Mapping[str, AgentPreset], agent: str) -> TrainingPreset:
     preset = resolve_agent(agent, presets)
     return presets[preset].training if preset else TrainingPreset()
+
+
+def _config_of(settings: Settings, presets: Mapping[str, AgentPreset], agent: str) -> DatasetConfig:
+    return DatasetConfig.of(settings.training, _training_of(presets, agent))
 
 
 def _preferred_base(presets: Mapping[str, AgentPreset], agent: str) -> str | None:

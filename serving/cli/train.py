@@ -12,7 +12,7 @@ import typer
 
 from configs.settings import ALLOWED_RANKS, API_KEY_VARIABLE, SettingsError
 from configs.training import Method
-from serving.cli import train_plan
+from serving.cli import train_dataset, train_plan
 from serving.cli.errors import CliError, Misuse
 from serving.cli.options import AsJson, Limit, Url, settings_of
 from serving.cli.output import FAINT, GOOD, Output, safe
@@ -46,6 +46,7 @@ def build() -> typer.Typer:
     """The group."""
     group = typer.Typer(no_args_is_help=True, help="Plan, run and follow training jobs.")
     train_plan.add_commands(group)
+    train_dataset.add_commands(group)
     for command in (run, jobs, status, cancel, retry, watch, worker):
         group.command(command.__name__)(command)
     return group

@@ -91,7 +91,7 @@ def signature(text: str) -> Signature:
 
 def signatures(texts: Iterable[str]) -> Iterator[Signature]:
     """`signature` of each, as they come."""
-    from datasketch import MinHash  # a second of scipy
+    from datasketch import MinHash  # type: ignore[import-untyped]  # takes a second: it imports scipy
 
     for text in texts:
         sketch = MinHash(num_perm=PERMUTATIONS, seed=_SEED, permutations=_permutations(), scheme="affine32")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from configs.training import TrainingPreset, TrainingSettings
 from training.casebank.duplicates import THRESHOLD
 
 
@@ -25,3 +26,13 @@ class DatasetConfig(BaseModel):
         None, ge=1, description="most rows of one label, as a multiple of the median label's"
     )
     max_tokens: int | None = Field(None, ge=1, description="longest row, where a tokenizer is given")
+
+    @classmethod
+    def of(cls, settings: TrainingSettings, preset: TrainingPreset) -> DatasetConfig:
+        """As the settings and an agent's preset say."""
+        return cls(
+            reward_threshold=settings.reward_threshold,
+            reward_quantile=preset.reward_quantile,
+            general_share=preset.general_share,
+            label_ratio=preset.label_ratio,
+        )

@@ -56,7 +56,8 @@ class Held:
 
     def add(self, held: Fingerprint) -> None:
         """Keep training away from `held`."""
-        for key in (*held.exact, *held.groups):
+        keys: tuple[bytes | str, ...] = (*held.exact, *held.groups)
+        for key in keys:
             self._known.setdefault(key, held.id)
         for signed in held.signatures:
             self._near.add(held.id, signed)

@@ -44,6 +44,10 @@ class Launcher(BaseModel):
         return self
 
 
+_NOT_THE_TRAINERS = {"enabled", "record", "reward_quantile", "general_share", "label_ratio"}
+"""keys of a preset that tell which cases are kept and learned"""
+
+
 class TrainingConfig(BaseModel):
     """One run. None means: chosen by `resolve` from the base, the cases and the machine."""
 
@@ -116,7 +120,7 @@ class TrainingConfig(BaseModel):
     @classmethod
     def from_preset(cls, preset: TrainingPreset, **fields: Any) -> Self:
         """The preset's choices with `fields` over them. Raises TrainingRefused with one line."""
-        chosen = preset.model_dump(exclude={"enabled", "record"}, exclude_none=True)
+        chosen = preset.model_dump(exclude=_NOT_THE_TRAINERS, exclude_none=True)
         return cls.checked(chosen | fields)
 
     @classmethod
