@@ -1,11 +1,12 @@
 """QLoRA training side by side: TRL's recipe, TRL with Liger, Unsloth and the fast path, on one GPU.
 
-    python -m bench.qlora [--folder DIR] [--only NAME ...] [--steps N] [--out bench/results/qlora.json]
+    python -m bench.qlora [--folder DIR] [--only NAME ...] [--steps N] [--out bench/results/qlora.json] [--add]
 
 A random base in the shape of Qwen2.5-7B in NF4, rank 16 on all linears, rows of 2048 random tokens, every token with a
 label. Each run has a process of its own; tokens a second from the fifth step on, peak memory of PyTorch's allocator
 with the weights. Needs TRL, liger_kernel and unsloth beside what training needs; what is missing is reported as failed.
 `host`: the embedding waits in pinned host memory. `kept`: layers that save their products instead of recomputing them.
+`plain` is this project's trainer without the fast path.
 """
 
 from __future__ import annotations
@@ -40,12 +41,15 @@ RUNS: dict[str, dict[str, Any]] = {
     "trl-liger-b8": {"target": "trl", "batch": 8, "liger": True},
     "unsloth-b2": {"target": "unsloth", "batch": 2},
     "unsloth-b8": {"target": "unsloth", "batch": 8},
+    "plain-b2": {"target": "ours", "batch": 2, "plain": True},
     "ours-b2": {"target": "ours", "batch": 2},
     "ours-b3-host": {"target": "ours", "batch": 3, "host": True},
+    "ours-b4-host": {"target": "ours", "batch": 4, "host": True},
     "ours-b2-dropout": {"target": "ours", "batch": 2, "dropout": 0.05},
     "ours-b8": {"target": "ours", "batch": 8},
     "ours-b8-kept": {"target": "ours", "batch": 8, "kept": 28},
     "ours-b16-kept": {"target": "ours", "batch": 16, "kept": 28},
+    "ours-b8-kept-dropout": {"target": "ours", "batch": 8, "kept": 28, "dropout": 0.05},
     "ours-1.5b-b8": {"target": "ours", "shape": "1.5b", "batch": 8},
     "ours-0.5b-b8": {"target": "ours", "shape": "0.5b", "batch": 8},
 }
@@ -125,9 +129,12 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", choices=list(RUNS), default=list(RUNS), help="which runs")
     parser.add_argument("--steps", type=int, default=10, help="timed steps of a run")
     parser.add_argument("--out", type=Path, help="also write the JSON to this file")
+    parser.add_argument("--add", action="store_true", help="take over the other runs that are in --out")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as spare:
         measured = measure(given.only, given.folder or Path(spare), given.steps)
+    if given.add:
+        measured["runs"] = json.loads(given.out.read_bytes())["measurements"]["runs"] | measured["runs"]
     measured["adapter_cost"] = adapter_cost(measured)
     settings = {"shapes": SHAPES, "row_tokens": LENGTH, "rank": 16, "timed_steps": given.steps}
     outcome = result("qlora", settings, measured, bars(measured))

@@ -202,7 +202,7 @@ class LayerFunction(torch.autograd.Function):
         return out.view_as(hidden)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of `hidden` and of the adapters."""
         (hidden,), layer, call = ctx.saved_tensors, ctx.layer, ctx.call

@@ -86,7 +86,8 @@ def layers_that_fit(model: nn.Module, tokens: int, free: int) -> int:
     config = causal_model(model).config
     layers: int = config.num_hidden_layers
     inputs = tokens * config.hidden_size * _BYTES * layers
-    return max(0, min(layers, (free - inputs - _LOGITS) // (tokens * kept_bytes(config)) - _LAYERS_AT_WORK))
+    fitting = (free - int(inputs) - _LOGITS) // (tokens * kept_bytes(config)) - _LAYERS_AT_WORK
+    return max(0, min(layers, fitting))
 
 
 def _fused(layer: Any, config: Any, spaces: tuple[Workspace, Workspace], *, kept: bool) -> FusedLayer:

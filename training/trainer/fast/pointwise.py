@@ -126,7 +126,7 @@ class Norm(torch.autograd.Function):
         return out
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    @torch.autograd.function.once_differentiable
     def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> tuple[Tensor, None, None]:
         """The gradient of `x`."""
         x, weight = ctx.saved_tensors  # type: ignore[attr-defined]
