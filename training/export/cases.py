@@ -7,7 +7,7 @@ import gzip
 import json
 import random
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,22 +33,27 @@ class ExportCase:
 
 @dataclass(frozen=True)
 class CaseSet:
-    """Cases and where they came from."""
+    """Cases and where they came from.
+
+    `labelled` tells that answers repeat as labels do, so that an exact match says something.
+    """
 
     source: str
     cases: tuple[ExportCase, ...]
+    labelled: bool
 
-    @property
-    def has_labels(self) -> bool:
-        """Whether answers repeat as labels do, so that an exact match says something."""
-        return 2 * len({case.answer for case in self.cases}) <= len(self.cases)
+    @classmethod
+    def of(cls, source: str, cases: Iterable[ExportCase]) -> CaseSet:
+        """A set that finds out whether its answers are labels."""
+        found = tuple(cases)
+        return cls(source, found, 2 * len({case.answer for case in found}) <= len(found))
 
     def sample(self, limit: int) -> CaseSet:
         """At most `limit` cases, drawn with a fixed seed: files are often sorted by label."""
         if limit >= len(self.cases):
             return self
         chosen = random.Random(SEED).sample(self.cases, limit)  # noqa: S311 - a sample
-        return CaseSet(self.source, tuple(chosen))
+        return replace(self, cases=tuple(chosen))
 
 
 def read_cases(file: Path) -> CaseSet:
@@ -68,25 +73,25 @@ def read_cases(file: Path) -> CaseSet:
         raise ExportRefused(f"{file} holds no cases: {error}") from None
     if not cases:
         raise ExportRefused(f"{file} holds no cases")
-    return CaseSet(file.name, tuple(cases))
+    return CaseSet.of(file.name, cases)
 
 
 def demo_cases(agent: str) -> CaseSet | None:
     """The held-out cases of a demo agent."""
     file = embedded.holdout(agent)
-    return CaseSet(f"held-out demo cases of {agent}", read_cases(file).cases) if file.is_file() else None
+    return replace(read_cases(file), source=f"held-out demo cases of {agent}") if file.is_file() else None
 
 
 def general_cases() -> CaseSet:
     """The general set: of use where an agent has no cases of its own."""
     rows = [json.loads(line) for line in embedded.GENERAL_SET.read_text(encoding="utf-8").splitlines()]
-    cases = tuple(ExportCase.of_text(row["question"], row["answer"]) for row in rows)
-    return CaseSet("general questions (the agent has no held-out cases)", cases)
+    cases = (ExportCase.of_text(row["question"], row["answer"]) for row in rows)
+    return CaseSet.of("general questions (the agent has no held-out cases)", cases)
 
 
 def conversation_cases(rows: Iterable[tuple[Sequence[Mapping[str, Any]], str]], source: str) -> CaseSet:
     """Cases of (messages, answer); those without an answer are left out."""
-    return CaseSet(source, tuple(ExportCase(tuple(messages), answer) for messages, answer in rows if answer))
+    return CaseSet.of(source, (ExportCase(tuple(messages), answer) for messages, answer in rows if answer))
 
 
 def _from_csv(rows: csv.DictReader[str]) -> list[ExportCase]:

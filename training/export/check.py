@@ -78,8 +78,8 @@ def check_loss(reference: Model, exported: Model, cases: CaseSet, *, limit: floa
     """Measure one model after the other. Raises ExportError without cases."""
     if not cases.cases:
         raise ExportError("there are no cases to check the export on")
-    before = reference.measure(cases, answer=cases.has_labels)
-    after = exported.measure(cases, answer=cases.has_labels)
+    before = reference.measure(cases, answer=cases.labelled)
+    after = exported.measure(cases, answer=cases.labelled)
     was, now = accuracy(before, cases), accuracy(after, cases)
     return LossReport(
         way=exported.way,

@@ -60,10 +60,7 @@ class Checkpoint:
         from safetensors import safe_open
 
         with ExitStack() as stack:
-            files = {
-                name: stack.enter_context(safe_open(self.folder / name, framework="pt"))  # type: ignore[no-untyped-call]
-                for name in self.shards
-            }
+            files = {name: stack.enter_context(safe_open(self.folder / name, framework="pt")) for name in self.shards}
             yield Reader({tensor.name: files[shard] for shard, found in self.shards.items() for tensor in found})
 
     def side_files(self) -> list[Path]:

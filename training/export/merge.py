@@ -70,7 +70,7 @@ class Merge:
 
         with (
             self.base.reading() as base,
-            safe_open(self.adapter / WEIGHTS_FILE, framework="pt") as lora,  # type: ignore[no-untyped-call]
+            safe_open(self.adapter / WEIGHTS_FILE, framework="pt") as lora,
         ):
             yield MergedTensors(base, lora, self.pairs)
 

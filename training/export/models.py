@@ -112,9 +112,13 @@ def dequantised_model(file: Path, base: Path, parameters: int) -> TransformersMo
     """
 
     def load() -> Any:
-        from transformers import AutoConfig
+        import transformers
 
-        return _load(file.parent, parameters, gguf_file=file.name, config=AutoConfig.from_pretrained(base))
+        arguments: dict[str, Any] = {"config": transformers.AutoConfig.from_pretrained(base)}
+        # releases without it have no other way to load than this one
+        if hasattr(transformers, "GgufConfig"):
+            arguments["quantization_config"] = transformers.GgufConfig(dequantize=True)
+        return _load(file.parent, parameters, gguf_file=file.name, **arguments)
 
     return TransformersModel("transformers on dequantised tensors (llama-cpp-python is not installed)", base, load)
 

@@ -39,11 +39,11 @@ def test_a_merged_model_comes_with_what_it_lost(cli: Cli, tmp_path: Path) -> Non
 
 @pytest.mark.usefixtures("home")
 def test_an_earlier_export_is_replaced_only_when_asked(cli: Cli, tmp_path: Path) -> None:
-    odd = tmp_path / "odd.csv"
-    odd.write_text("text,label\n" + "an agreement,zqx \n" * 4)
-    arguments = ("adapters", "export", "legal-agent", tmp_path / "out", "--format", "gguf-f16", "--cases", odd)
-    fine = cli(*arguments, "--json")
-    assert (fine.code, fine.json["loss"]["cases"]) == (0, 4)
+    cases = tmp_path / "cases.csv"
+    cases.write_text("text,label\n" + "an agreement,other\n" * 4)
+    arguments = ("adapters", "export", "legal-agent", tmp_path / "out", "--format", "gguf-f16")
+    first = cli(*arguments, "--cases", cases, "--json")
+    assert (first.code, first.json["loss"]["cases"]) == (0, 4)
     again = cli(*arguments)
     assert (again.code, again.out) == (1, "")
     assert "--force" in again.err

@@ -121,7 +121,7 @@ def test_an_export_that_lost_too_much_leaves_nothing(registry: AdapterRegistry, 
 
 
 def test_cases_without_labels_are_judged_by_likelihood_alone() -> None:
-    cases = CaseSet("free text", tuple(ExportCase.of_text(f"say {n}", f"answer {n}") for n in range(4)))
+    cases = CaseSet.of("free text", (ExportCase.of_text(f"say {n}", f"answer {n}") for n in range(4)))
     adapter = embedded.ADAPTERS / "support-agent"
     report = check_loss(adapter_model(embedded.BASE, adapter, 0), merged_model(embedded.BASE, 0), cases)
     assert report.reference_accuracy is None
