@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from serving.cli import adapter_checks, adapter_export
+from serving.cli import adapter_bench, adapter_checks, adapter_export
 from serving.cli.client import Server, segment, server_of
 from serving.cli.errors import CliError, Misuse
 from serving.cli.options import AsJson, Url
@@ -31,6 +31,7 @@ def build() -> typer.Typer:
     group.command("unpin")(unpin)
     group.command("retire")(retire)
     group.command("export")(adapter_export.export)
+    adapter_bench.add_commands(group)
     adapter_checks.add_commands(group)
     return group
 

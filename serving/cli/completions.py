@@ -121,8 +121,12 @@ def stream_chat(
 
 @asynccontextmanager
 async def asking(server: Server, concurrency: int) -> AsyncIterator[Callable[[dict[str, Any]], Awaitable[Answer]]]:
-    """A function that sends one body, streamed or not, and returns the answer. It raises ApiError and CliError."""
+    """A function that sends one body, streamed or not, and returns the answer. It raises ApiError and CliError.
+
+    None of these requests becomes a case: they come from benches.
+    """
     async with server.asynchronous(concurrency) as client:
+        client.headers["x-loradock-record"] = "off"
 
         async def ask(body: dict[str, Any]) -> Answer:
             import httpx

@@ -55,7 +55,7 @@ def paired_bootstrap(
         raise ValueError("no rows to resample")
     means = _resampled_means(rows, np.random.default_rng(seed), resamples)
     lower, upper = np.quantile(means, (error, 1 - error))
-    counts, edges = np.histogram(means, bins=BINS if means.max() > means.min() else 1)
+    counts, edges = np.histogram(means, bins=min(BINS, np.unique(means).size))
     return Bootstrap(
         float(rows.mean()), float(lower), float(upper), tuple(counts.tolist()), tuple(edges.tolist()), error
     )

@@ -27,7 +27,7 @@ h1 { font-size: 1.5rem; margin: 0 0 .2rem; } h2 { font-size: 1.1rem; margin: 2.2
 table { border-collapse: collapse; width: 100%; } th, td { padding: .35rem .6rem; text-align: left;
   border-bottom: 1px solid #d8dee4; vertical-align: top; } th { font-weight: 600; } td.n, th.n { text-align: right;
   font-variant-numeric: tabular-nums; }
-td.text { max-width: 24rem; overflow-wrap: anywhere; white-space: pre-wrap; }
+td.text { max-width: 24rem; overflow-wrap: break-word; white-space: pre-wrap; }
 svg { max-width: 100%; height: auto; } code { font-size: .9em; overflow-wrap: anywhere; }
 """
 
@@ -63,7 +63,7 @@ def _scores(report: GateReport) -> str:
         ("exact match", "exact_match", ".1%"),
         ("F1", "f1", ".3f"),
         ("macro F1", "macro_f1", ".3f"),
-        ("perplexity", "perplexity", ".3g"),
+        ("perplexity", "perplexity", ",.2f"),
         ("valid format", "format_ok", ".1%"),
         ("refused rows", "errors", "d"),
     )

@@ -66,11 +66,13 @@ def draw_bootstrap(axes: Axes, bootstrap: Bootstrap) -> None:
     axes.annotate(
         f"lower bound {100 * bootstrap.lower:+.1f}",
         (100 * bootstrap.lower, max(bootstrap.counts)),
-        xytext=(4, 0),
+        xytext=(-5, 0),
         textcoords="offset points",
         color=GOOD if passed else BAD,
+        ha="right",
         va="top",
     )
+    axes.margins(x=0.18)
     axes.set_xlabel("difference in task score, points")
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)

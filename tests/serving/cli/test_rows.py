@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from serving.cli.adapter_checks import Row, read_rows
+from serving.cli.adapter_bench import Row, read_rows
 from serving.cli.errors import Misuse
 
 CSV = 'text,label,split\n"one, with\na new line",A ,train\ntwo,B,test\nthree,A,test\n,A,test\n'

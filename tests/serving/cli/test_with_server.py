@@ -253,3 +253,16 @@ def test_with_keys_the_environment_holds_the_clients(cli: Cli, tmp_path: Path, m
         assert "admin key" in cli(*adding).err
         monkeypatch.setenv("LORADOCK_API_KEY", admin)
         assert cli(*adding).code == 0
+
+
+def test_bench_of_an_agent_scores_its_champion_whatever_that_is_called(
+    cli: Cli, server: Running, tmp_path: Path
+) -> None:
+    first = _add(cli, tmp_path, "lawyer", 3, "--agent", "contracts")
+    second = _add(cli, tmp_path, "clerk", 4, "--agent", "contracts")
+    data = tmp_path / "cases.csv"
+    data.write_text("text,label,split\nsay a,a,test\nsay b,b,train\n")
+    for asked, scored in (("contracts", first), ("clerk", second), (second, second)):
+        report = cli("adapters", "bench", asked, "--data", data, "--json").json
+        assert (report["adapter"], report["rows"], report["answered_by"]) == (scored, 1, {scored: 1})
+    assert "nobody" in cli("adapters", "bench", "nobody", "--data", data).err
