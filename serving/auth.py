@@ -35,6 +35,7 @@ class _StoredKey(BaseModel):
     name: str = Field(pattern=NAME_PATTERN)
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     admin: bool = False
+    record: bool = True
 
 
 class _KeysFile(BaseModel):
@@ -45,14 +46,18 @@ class _KeysFile(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who sends a request: the key's name, or `local` where no keys are configured."""
+    """Who sends a request: the key's name, or `local` where no keys are configured.
+
+    Requests of a caller with `record` false become no cases.
+    """
 
     name: str
     admin: bool
+    record: bool = True
 
 
 LOCAL = Caller("local", admin=True)
-TRAINING = Caller("loradock-training", admin=False)
+TRAINING = Caller("loradock-training", admin=False, record=False)
 """the training worker, which the server starts itself"""
 
 
@@ -109,7 +114,7 @@ class KeyRing:
 
     def _load(self) -> None:
         self._stamp = _stamp(self._path)
-        self._callers = {key.sha256: Caller(key.name, key.admin) for key in _read(self._path).keys}
+        self._callers = {key.sha256: Caller(key.name, key.admin, key.record) for key in _read(self._path).keys}
         self._required = self._required or bool(self._callers)
 
 
@@ -137,13 +142,13 @@ def check_binding(settings: Settings, keys: KeyRing) -> None:
         )
 
 
-def add_key(path: Path, name: str, *, admin: bool) -> str:
+def add_key(path: Path, name: str, *, admin: bool, record: bool = True) -> str:
     """Create a key called `name`, store its hash in `path`, and return the key, which is not kept anywhere."""
     stored = _read(path).keys
     if any(key.name == name for key in stored):
         raise SettingsError(f"a key named '{name}' exists already")
     token = KEY_PREFIX + secrets.token_urlsafe(32)
-    _write(path, (*stored, _validated(name, token, admin)))
+    _write(path, (*stored, _validated(name, token, admin, record)))
     return token
 
 
@@ -167,9 +172,9 @@ def _is_of_this_machine(origin: str) -> bool:
         return False
 
 
-def _validated(name: str, token: str, admin: bool) -> _StoredKey:
+def _validated(name: str, token: str, admin: bool, record: bool) -> _StoredKey:
     try:
-        return _StoredKey(name=name, sha256=_hash(token), admin=admin)
+        return _StoredKey(name=name, sha256=_hash(token), admin=admin, record=record)
     except ValidationError:
         raise SettingsError(f"'{name}' is not a valid key name (lower-case letters, digits, '.', '_', '-')") from None
 
@@ -200,6 +205,7 @@ def _write(path: Path, keys: tuple[_StoredKey, ...]) -> None:
     text = "# API keys of loradock: only hashes are kept. Managed by 'loradock keys'.\n"
     for key in keys:
         text += f'\n[[keys]]\nname = "{key.name}"\nsha256 = "{key.sha256}"\nadmin = {str(key.admin).lower()}\n'
+        text += "" if key.record else "record = false\n"
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "w") as stream:

@@ -21,6 +21,9 @@ from serving.fleet import Fleet, LocalFleet
 from serving.gateway import Gateway
 from serving.metrics import Metrics
 from serving.recorder import Recorder
+from training.casebank import CaseBank
+from training.casebank.inbox import OutcomeSink
+from training.casebank.service import CaseService
 from training.jobs import JobStore
 from training.jobs.files import FileStore
 from training.jobs.service import TrainingService
@@ -71,6 +74,7 @@ def _gateway(
     settings: Settings, keys: KeyRing, fleet: Fleet, registry: AdapterRegistry, *, metrics: Metrics, database: Database
 ) -> Gateway:
     presets = load_presets(settings.agents_dir)
+    bank = CaseBank.from_settings(database, settings.training)
     return Gateway(
         settings,
         fleet=fleet,
@@ -78,9 +82,10 @@ def _gateway(
         presets=presets,
         keys=keys,
         metrics=metrics,
-        recorder=Recorder(None, on_drop=metrics.drops.inc),
+        recorder=Recorder(OutcomeSink(bank) if settings.training.record else None, on_drop=metrics.drops.inc),
         router=Router.from_presets(presets),
         training=compose_service(settings, database),
+        cases=CaseService(bank),
     )
 
 

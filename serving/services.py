@@ -81,5 +81,41 @@ class UploadedFiles(Protocol):
         ...
 
 
+class Cases(Protocol):
+    """The CaseBank. Methods wait for the database, so they are called in threads.
+
+    An unknown case is a ResourceNotFound; with `owner`, so are those of other callers.
+    """
+
+    def feedback(
+        self,
+        response_id: str,
+        *,
+        reward: float | None,
+        label: str | None,
+        correction: str | None,
+        source: str,
+        owner: str | None,
+    ) -> Document:
+        """Note what an answer was worth, by any id of it; the case."""
+        ...
+
+    def case(self, case_id: str, *, owner: str | None) -> Document:
+        """One case, by any id of it."""
+        ...
+
+    def cases(self, *, limit: int, after: str | None, **wanted: Any) -> Sequence[Document]:
+        """Cases behind the case `after`, the newest first; `wanted` are values that their fields must have."""
+        ...
+
+    def add_case(self, case: Mapping[str, Any], *, owner: str) -> tuple[Document, bool]:
+        """Store a case; what is stored, and whether it is new."""
+        ...
+
+    def delete_cases(self, *, case_id: str | None = None, user: str | None = None, session: str | None = None) -> int:
+        """Remove the cases that fulfil all that is given; how many."""
+        ...
+
+
 class Training(TrainingJobs, UploadedFiles, Protocol):
     """Both."""

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from serving.cli import adapters, bench, chat, config, keys, overview, route, serve, train
+from serving.cli import adapters, bench, cases, chat, config, keys, overview, route, serve, train
 from serving.cli.errors import CliError, Misuse
 from serving.cli.options import ConfigFile, Globals
 
@@ -35,7 +35,7 @@ def build_app() -> typer.Typer:
     app.callback()(_loradock)
     for register in (serve, chat, route, overview, bench):
         register.add_commands(app)
-    for name, group in (("adapters", adapters), ("keys", keys), ("config", config), ("train", train)):
+    for name, group in (("adapters", adapters), ("cases", cases), ("keys", keys), ("config", config), ("train", train)):
         app.add_typer(group.build(), name=name)
     return app
 

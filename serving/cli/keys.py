@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,7 +30,8 @@ def build() -> typer.Typer:
 def add(
     ctx: typer.Context,
     name: Name,
-    admin: Annotated[bool, typer.Option("--admin", help="May change adapters.")] = False,
+    admin: Annotated[bool, typer.Option("--admin", help="May change adapters, cases and jobs.")] = False,
+    record: Annotated[bool, typer.Option("--record/--no-record", help="Keep its requests as cases.")] = True,
     as_json: AsJson = False,
 ) -> None:
     """Create a key and print it, once: only its hash is kept."""
@@ -37,7 +39,7 @@ def add(
 
     out = Output(as_json)
     with _keys_file(ctx) as path:
-        key = add_key(path, name, admin=admin)
+        key = add_key(path, name, admin=admin, record=record)
     out.json({"name": name, "admin": admin, "key": key, "file": str(path)})
     # the key alone on standard output, so that a script can take it
     out.line(key, f"bold {GOOD}" if out.is_terminal else "")
@@ -53,9 +55,9 @@ def list_keys(ctx: typer.Context, as_json: AsJson = False) -> None:
     out = Output(as_json)
     with _keys_file(ctx) as path:
         callers = KeyRing(path).callers()
-    out.json({"file": str(path), "keys": [{"name": caller.name, "admin": caller.admin} for caller in callers]})
+    out.json({"file": str(path), "keys": [dataclasses.asdict(caller) for caller in callers]})
     if callers:
-        out.table(("key", "admin"), [(caller.name, caller.admin) for caller in callers])
+        out.table(("key", "admin", "recorded"), [(each.name, each.admin, each.record) for each in callers])
     else:
         out.line(f"no keys in {path}: on loopback none are needed")
 

@@ -19,6 +19,7 @@ from adapters_registry.errors import RegistryError
 from serving.errors import BadRequest, BodyTooLarge, ServingError, Unprocessable, from_registry
 from serving.gateway.adapters import adapters_router
 from serving.gateway.body import PROMPT_FIELD
+from serving.gateway.cases import cases_router
 from serving.gateway.catalogue import catalogue_router
 from serving.gateway.exchange import Reply, headers_of, request_id, text
 from serving.gateway.files import UPLOAD_PATH, files_router
@@ -81,6 +82,8 @@ def _routes(gateway: Gateway, inference: ASGIApp) -> FastAPI:
     if gateway.training is not None:
         app.include_router(files_router(gateway.training))
         app.include_router(fine_tuning_router(gateway, gateway.training))
+    if gateway.cases is not None:
+        app.include_router(cases_router(gateway.cases))
     app.add_exception_handler(ServingError, _serving_error)
     app.add_exception_handler(RegistryError, _registry_error)
     app.add_exception_handler(OSError, _os_error)

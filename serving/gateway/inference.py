@@ -23,6 +23,8 @@ from serving.gateway.target import Target, hold
 from serving.gateway.upstream_errors import from_engine
 from serving.recorder import Outcome
 
+RECORD_HEADER = b"x-loradock-record"
+"""`off` keeps a request out of the CaseBank, as evaluations must"""
 _ENDS_WITH_DONE = frozenset({"/v1/chat/completions", "/v1/completions"})
 
 
@@ -67,6 +69,7 @@ class _Exchange:
         self._body: ParsedBody | None = None
         self._raw = b""
         self._caller = ""
+        self._recorded = False
         self._session: str | None = None
         self._kept: list[bytes] = []
         self._overhead_s = 0.0
@@ -75,6 +78,9 @@ class _Exchange:
         gateway = self.gateway
         caller = gateway.keys.identify(text(headers.get(b"authorization")))
         self._caller = caller.name
+        self._recorded = (
+            gateway.recorder.enabled and caller.record and headers.get(RECORD_HEADER, b"").lower() != b"off"
+        )
         length = headers.get(b"content-length")
         self._raw = await read_body(
             receive, int(length) if length and length.isdigit() else None, gateway.settings.max_body_bytes
@@ -93,6 +99,7 @@ class _Exchange:
 
     async def _answer(self, body: ParsedBody, task: Task) -> None:
         decision = self.gateway.decide(task)
+        self._recorded = self._recorded and self.gateway.records(decision.agent)
         self.reply.route = _told(decision)  # an error from here on tells the route as well
         async with hold(self.gateway, decision) as target:  # held until the last byte
             self._dispatching(target)
@@ -155,7 +162,7 @@ class _Exchange:
         await reply.end_stream(rest)
 
     def _keep(self, data: bytes) -> None:
-        if self.gateway.recorder.enabled:
+        if self._recorded:
             self._kept.append(data)
 
     def account(self) -> None:
@@ -169,7 +176,7 @@ class _Exchange:
             return
         if usage is not None:
             gateway.metrics.tokens(target.adapter_name, usage.prompt_tokens, usage.completion_tokens)
-        if gateway.recorder.enabled:
+        if self._recorded:
             gateway.recorder.record(
                 Outcome(
                     request_id=self.reply.headers[0][1].decode(),

@@ -15,7 +15,7 @@ from adapters_registry import AdapterRegistry, DatabaseError
 from adapters_registry.model import AdapterVersion, RegistrySnapshot
 from configs.agents import AgentPreset
 from configs.settings import Settings
-from router import BaseTier, Decision, Router, RouterSnapshot, SessionRoute, Task, UnknownModel
+from router import BaseTier, Decision, Router, RouterSnapshot, SessionRoute, Task, UnknownModel, resolve_agent
 from serving.admission import Admission
 from serving.auth import KeyRing
 from serving.engine.base import Answering, EngineState
@@ -24,7 +24,7 @@ from serving.fleet import Fleet, engine_of
 from serving.metrics import Metrics
 from serving.recorder import Recorder
 from serving.residency import AdapterState
-from serving.services import Training
+from serving.services import Cases, Training
 from serving.tasks import keep_running
 
 COLLECT_S = 600.0
@@ -53,6 +53,7 @@ class Gateway:
         recorder: Recorder,
         router: Router,
         training: Training | None = None,
+        cases: Cases | None = None,
     ) -> None:
         self.settings = settings
         self.fleet = fleet
@@ -63,6 +64,7 @@ class Gateway:
         self.recorder = recorder
         self.router = router
         self.training = training
+        self.cases = cases
         self.admission = Admission(settings.max_inflight, settings.max_queued, settings.queue_timeout_s)
         self._sessions: TTLCache[tuple[str, str], SessionRoute] = TTLCache(MAX_SESSIONS, SESSION_TTL_S)
         self._registered = RegistrySnapshot(revision=-1)
@@ -178,6 +180,11 @@ class Gateway:
     def engine(self, base_name: str) -> Answering:
         """The engine of a base. Raises NotFound."""
         return engine_of(self.fleet.engines, base_name)
+
+    def records(self, agent: str | None) -> bool:
+        """Whether requests of `agent` become cases, as its preset says."""
+        preset = resolve_agent(agent, self.presets) if agent else None
+        return preset is None or self.presets[preset].training.record
 
     def known_agent(self, agent: str | None) -> str | None:
         """`agent` if it is a preset or registered, else None for none and `other`: labels must stay few."""

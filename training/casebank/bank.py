@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from adapters_registry.database import Database
+from configs.training import TrainingSettings
 from training.casebank.case import FIELDS, Case, Split, storable, storable_key
 from training.casebank.eligibility import REWARD_THRESHOLD, eligible
 from training.casebank.errors import CaseInvalid, CaseNotFound
@@ -49,6 +50,13 @@ class CaseBank:
         self.database = database
         self._redactor = redactor
         self._holdout_share = holdout_share
+
+    @classmethod
+    def from_settings(cls, database: Database, training: TrainingSettings) -> CaseBank:
+        """As the settings have it."""
+        from training.casebank.redaction import redact
+
+        return cls(database, redactor=redact if training.redact else None, holdout_share=training.holdout_share)
 
     @property
     def redacts(self) -> bool:
@@ -95,6 +103,7 @@ class CaseBank:
             raise CaseInvalid("feedback needs a reward, a label or a correction", param="reward")
         if reward is not None and not 0 <= reward <= 1:
             raise CaseInvalid(f"reward {reward} is not between 0 and 1", param="reward")
+        self.settle(case_id)
         with self.database.write() as session:
             lock_writers(session)
             row = session.scalar(_named(case_id, owner))
@@ -125,6 +134,12 @@ class CaseBank:
         if reward is not None:
             row.reward, row.reward_source = reward, source
         row.rewarded_at = datetime.now(UTC)
+
+    def settle(self, response_id: str | None = None) -> int:
+        """Make cases of the served requests that wait for it, or of one, and return how many; readers do so first."""
+        from training.casebank.inbox import settle
+
+        return settle(self, response_id)
 
     def import_file(
         self,
@@ -171,6 +186,7 @@ class CaseBank:
 
     def find_response(self, response_id: str, *, owner: str | None = None) -> Case | None:
         """The case of a response (its `x-request-id`, or the id in its body) or of that id; the newest of several."""
+        self.settle(response_id)
         with self.database.read() as session:
             row = session.scalar(_named(response_id, owner))
             return None if row is None else _case(row)
@@ -190,6 +206,7 @@ class CaseBank:
         rewarded: bool | None = None,
     ) -> list[Case]:
         """At most `limit` cases, the newest first, beginning after the case `after`."""
+        self.settle()
         wanted = {"agent": agent, "session": session, "user": user, "owner": owner, "adapter": adapter}
         where = [getattr(CaseRow, name) == storable_key(value) for name, value in wanted.items() if value is not None]
         where += [] if source is None else [CaseRow.source == source]
@@ -204,6 +221,7 @@ class CaseBank:
         self, agent: str, split: Split | None = None, rewarded: bool | None = None, *, repeats: bool = False
     ) -> Iterator[Case]:
         """The agent's cases, the oldest first, read as they are asked for; one for each content unless `repeats`."""
+        self.settle()
         where = [CaseRow.agent == storable_key(agent), *_rewarded(rewarded)]
         where += [] if split is None else [CaseRow.split == split]
         where += [] if repeats else [CaseRow.repeat_of.is_(None)]
@@ -213,14 +231,12 @@ class CaseBank:
             for row in session.execute(query):
                 yield Case(*row)
 
-    def agents(self) -> list[str]:
+    def agents(self) -> Sequence[str]:
         """Agents that have cases."""
+        self.settle()
         with self.database.read() as session:
-            return list(
-                session.scalars(
-                    sa.select(CaseRow.agent).where(CaseRow.agent.is_not(None)).distinct().order_by(CaseRow.agent)
-                )
-            )
+            query = sa.select(CaseRow.agent).where(CaseRow.agent.is_not(None)).distinct().order_by(CaseRow.agent)
+            return [agent for agent in session.scalars(query) if agent is not None]
 
     def count_eligible(
         self, agent: str, reward_threshold: float = REWARD_THRESHOLD, since: datetime | None = None
@@ -229,19 +245,23 @@ class CaseBank:
 
         Both sides of the split count. With `since`, those that became so later: by being written or judged.
         """
+        self.settle()
         where = [CaseRow.agent == storable_key(agent), CaseRow.repeat_of.is_(None), eligible(reward_threshold)]
         if since is not None:
             where.append(sa.func.coalesce(CaseRow.rewarded_at, CaseRow.created_at) > since)
-        return int(self.database.scalar(sa.select(sa.func.count()).select_from(CaseRow).where(*where)))
+        with self.database.read() as session:
+            return session.scalar(sa.select(sa.func.count()).select_from(CaseRow).where(*where)) or 0
 
     def stats(self, agent: str | None = None, reward_threshold: float = REWARD_THRESHOLD) -> Sequence[AgentStatistics]:
         """What there is of each agent, or of one; none of an agent without cases."""
+        self.settle()
         return by_agent(self.database, agent, reward_threshold)
 
     def version_stats(
         self, agent: str, since: datetime | None = None, reward_threshold: float = REWARD_THRESHOLD
     ) -> Sequence[VersionStatistics]:
         """What the answers of each version for `agent` were worth, of requests after `since`."""
+        self.settle()
         return by_version(self.database, agent, since, reward_threshold)
 
     # -- deleting ----------------------------------------------------------------------------------------------------
@@ -269,6 +289,7 @@ class CaseBank:
             where.append(CaseRow.id.in_(list(ids)))
         if not where:
             raise CaseInvalid("say which cases: by user, session, agent, id or age")
+        self.settle()
         removed = 0
         while batch := self._delete_some(where):  # in turns, so that other writers get theirs
             removed += batch
@@ -290,7 +311,7 @@ def _rewarded(rewarded: bool | None) -> list[sa.ColumnElement[bool]]:
     return [CaseRow.reward.is_not(None) if rewarded else CaseRow.reward.is_(None)]
 
 
-def _named(name: str, owner: str | None) -> sa.Select[tuple[CaseRow]]:
+def _named(name: str, owner: str | None) -> sa.Select[Any]:
     key = storable_key(name)
     query = sa.select(CaseRow).where(sa.or_(CaseRow.id == key, CaseRow.response_id == key, CaseRow.body_id == key))
     if owner is not None:

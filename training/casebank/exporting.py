@@ -64,7 +64,7 @@ def _new_file(path: Path) -> Iterator[IO[str]]:
     try:
         with temporary.open("wb") as raw:
             binary = gzip.GzipFile(path.stem, "wb", fileobj=raw, mtime=0) if path.suffix == ".gz" else raw
-            with io.TextIOWrapper(binary, encoding="utf-8", newline="") as text:  # type: ignore[type-var]
+            with io.TextIOWrapper(binary, encoding="utf-8", newline="") as text:
                 yield text
         temporary.replace(path)
     except OSError as error:

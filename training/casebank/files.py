@@ -58,7 +58,7 @@ def _text(raw: IO[bytes]) -> Iterator[IO[str]]:
     raw.seek(0)
     binary = gzip.GzipFile(fileobj=raw) if zipped else raw
     # bytes that are no UTF-8 become surrogates, so that their row can be told and the others read
-    with io.TextIOWrapper(binary, encoding="utf-8-sig", errors="surrogateescape", newline="") as text:  # type: ignore[type-var]
+    with io.TextIOWrapper(binary, encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
         yield text
 
 

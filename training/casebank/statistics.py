@@ -57,7 +57,7 @@ def by_agent(database: Database, agent: str | None, reward_threshold: float) -> 
         _count(CaseRow.repeat_of.is_not(None)),
         _count(CaseRow.reward.is_not(None)),
         _count(sa.and_(CaseRow.repeat_of.is_(None), eligible(reward_threshold))),
-        _count(CaseRow.corrected),
+        _count(CaseRow.corrected.is_(True)),
         _count(CaseRow.split == "holdout"),
         sa.func.avg(CaseRow.reward),
         _count(served),
@@ -68,9 +68,7 @@ def by_agent(database: Database, agent: str | None, reward_threshold: float) -> 
         query = query.where(CaseRow.agent == storable_key(agent))
     with database.read() as session:
         rows = session.execute(query).all()
-    found = [
-        AgentStatistics(*row[:7], mean_reward=row[7], win_rate=_share(row[9], row[8]), last=row[10]) for row in rows
-    ]
+    found = [AgentStatistics(*told, _share(won, judged), last) for *told, judged, won, last in rows]
     return sorted(found, key=lambda each: (each.agent is None, each.agent or ""))
 
 
@@ -93,7 +91,7 @@ def by_version(
         query = query.where(CaseRow.created_at > since)
     with database.read() as session:
         rows = session.execute(query).all()
-    found = [VersionStatistics(*row[:4], win_rate=_share(row[4], row[2])) for row in rows]
+    found = [VersionStatistics(*told, _share(won, told[2])) for *told, won in rows]
     return sorted(found, key=lambda each: each.adapter or "")
 
 

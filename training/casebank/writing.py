@@ -188,7 +188,7 @@ class _Placing:
         each = sa.func.json_each(json.dumps(list(values))).table_valued("value")
         return column.in_(sa.select(each.c.value))
 
-    def _select(self, *where: sa.ColumnElement[bool]) -> Sequence[sa.Row[Any]]:
+    def _select(self, *where: sa.ColumnElement[bool]) -> Sequence[Any]:
         columns = (
             CaseRow.id,
             CaseRow.agent,
@@ -202,7 +202,7 @@ class _Placing:
         return self._session.execute(sa.select(*columns).where(*where).order_by(CaseRow.id)).all()
 
 
-def _known(row: sa.Row[Any]) -> _Known:
+def _known(row: Any) -> _Known:
     return _Known(row.id, row.cluster, row.split, row.signature)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import sqlalchemy as sa
 from alembic import op
 
@@ -54,7 +56,7 @@ def upgrade() -> None:
     )
 
 
-def _case_columns() -> list[sa.Column]:
+def _case_columns() -> list[sa.Column[Any]]:
     return [
         sa.Column("id", sa.String(36), nullable=False),
         sa.Column("created_at", TIME, nullable=False),

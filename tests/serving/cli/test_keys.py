@@ -14,7 +14,7 @@ def test_a_key_is_printed_once_and_kept_hashed(cli: Cli, tmp_path: Path) -> None
     assert key not in file.read_text()
     assert KeyRing(file).identify(f"Bearer {key}").admin
     listed = cli("keys", "list", "--json").json
-    assert listed["keys"] == [{"name": "ops", "admin": True}]
+    assert listed["keys"] == [{"name": "ops", "admin": True, "record": True}]
     assert key not in cli("keys", "list").out
 
 
@@ -22,6 +22,14 @@ def test_json_holds_the_key(cli: Cli, tmp_path: Path) -> None:
     document = cli("keys", "add", "app", "--json").json
     assert (document["name"], document["admin"]) == ("app", False)
     assert KeyRing(tmp_path / "home" / "api_keys.toml").identify(f"Bearer {document['key']}").name == "app"
+
+
+def test_a_keys_requests_can_be_kept_out_of_the_cases(cli: Cli, tmp_path: Path) -> None:
+    key = cli("keys", "add", "private", "--no-record", "--json").json["key"]
+    ring = KeyRing(tmp_path / "home" / "api_keys.toml")
+    assert not ring.identify(f"Bearer {key}").record
+    cli("keys", "add", "other")
+    assert [each["record"] for each in cli("keys", "list", "--json").json["keys"]] == [False, True]
 
 
 def test_keys_can_be_revoked_but_not_the_last(cli: Cli) -> None:

@@ -38,11 +38,19 @@ def waiting(bank: CaseBank) -> int:
 
 def test_what_was_served_becomes_cases_when_settled(bank: CaseBank) -> None:
     OutcomeSink(bank).write([outcome(number) for number in range(3)])
-    assert (waiting(bank), bank.list()) == (3, [])
+    assert waiting(bank) == 3
     assert settle(bank) == 3
     assert waiting(bank) == 0
     assert {case.response_id for case in bank.list()} == {"req_0", "req_1", "req_2"}
     assert settle(bank) == 0
+
+
+def test_readers_and_deletion_see_what_waits(bank: CaseBank) -> None:
+    OutcomeSink(bank).write([outcome(number) for number in range(3)])
+    assert bank.feedback("chatcmpl-1", 0.8).reward == 0.8
+    assert waiting(bank) == 2
+    assert bank.delete(session="s1") == 3
+    assert (waiting(bank), bank.list()) == (0, [])
 
 
 @pytest.mark.parametrize("name", ["req_1", "chatcmpl-1"])
