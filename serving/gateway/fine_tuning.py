@@ -261,6 +261,8 @@ def _refuse_what_is_not_taken(body: JobCreation) -> None:
 
 def _target(gateway: Gateway, body: JobCreation) -> tuple[str, str | None]:
     """The agent that is trained, and the base if the model says one. Raises NotFound, Unprocessable."""
+    if body.training_file == CASEBANK:
+        raise Unprocessable("training_file must name an agent: casebank:AGENT", param="training_file")
     told = (body.metadata or {}).get("agent")
     of_cases = body.training_file.removeprefix(CASEBANK) if body.training_file.startswith(CASEBANK) else None
     agent, base = _meaning(gateway, body.model, of_cases)

@@ -1,6 +1,6 @@
 """A small process between a worker and its trainer, so that no trainer outlives the worker that started it.
 
-    python -m training.jobs.guard GRACE_SECONDS COMMAND...
+    python guard.py GRACE_SECONDS COMMAND...
 
 Its standard input is a pipe that nobody writes to. When that closes, however the worker ended, the trainer gets
 SIGTERM, and after the grace its whole process group SIGKILL. SIGTERM is passed on; the exit status is the trainer's.

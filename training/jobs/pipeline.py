@@ -10,6 +10,7 @@ when its worker died.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -29,6 +30,7 @@ from training.jobs.parts import Base, Contest, DatasetView, Parts, Trained, Verd
 log = logging.getLogger(__name__)
 
 ACTOR = "training"
+TELL_S = 2.0
 
 
 class Hold(Protocol):
@@ -280,13 +282,14 @@ class Pipeline:
 
 
 class Teller:
-    """Passes a trainer's status on: into the job's row at each tenth, and to the hold at each look."""
+    """Passes a trainer's status on: to the hold at each look, into the row every few seconds, each tenth as an event."""
 
     def __init__(self, claims: Claims, job: Job, hold: Hold) -> None:
         self._claims = claims
         self._job = job
         self._hold = hold
         self._told = -1
+        self._next = 0.0
 
     def __call__(self, status: Mapping[str, Any]) -> None:
         """See `training.jobs.trainer.Watch`."""
@@ -294,12 +297,14 @@ class Teller:
         step, total = status.get("step"), status.get("total_steps")
         if not isinstance(step, int) or not isinstance(total, int) or not total:
             return
+        loss = status.get("loss")
+        shown = f", loss {loss:.3f}" if isinstance(loss, float) else ""
+        if time.monotonic() >= self._next:
+            self._next = time.monotonic() + TELL_S
+            self._claims.tell(self._job.id, f"training, step {step} of {total}{shown}")
         tenth = 10 * step // total
         if tenth != self._told:
             self._told = tenth
-            loss = status.get("loss")
-            shown = f", loss {loss:.3f}" if isinstance(loss, float) else ""
-            self._claims.tell(self._job.id, f"training, step {step} of {total}{shown}")
             wanted = ("step", "total_steps", "epoch", "loss", "learning_rate")
             data = {name: status[name] for name in wanted if status.get(name) is not None}
             self._claims.store.record(self._job.id, f"step {step} of {total}{shown}", data=data)

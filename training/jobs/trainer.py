@@ -23,6 +23,8 @@ POLL_S = 0.2
 USAGE = 2
 """exit status of a trainer whose configuration is wrong: trying again is vain"""
 TAIL_BYTES = 8192
+GUARD = Path(__file__).with_name("guard.py")
+"""run as a file: the package around it takes longer to import than a trainer's first look"""
 
 
 class Watch(Protocol):
@@ -89,7 +91,7 @@ def write_json(file: Path, value: Mapping[str, Any]) -> None:
 
 
 def _start(folder: Path, gpus: tuple[int, ...], command: TrainerCommand) -> subprocess.Popen[bytes]:
-    guard = (sys.executable, "-m", "training.jobs.guard", str(command.grace_s))
+    guard = (sys.executable, "-P", str(GUARD), str(command.grace_s))
     with (folder / LOG).open("ab") as log:
         process = subprocess.Popen(  # noqa: S603 - our own command
             (*guard, *command.argv, str(folder)),
