@@ -45,7 +45,7 @@ class Activations:
             return made + size * shape.norms_per_layer * hidden  # what the norms' weights multiply
         made += size * recipe.rank * len(shape.linears)
         if recipe.dropout:
-            # each LoRA branch keeps a dropped-out input of its own and a mask, of bytes on a GPU, and its input no longer
+            # each LoRA branch keeps a dropped-out input of its own and a mask (on a GPU, of bytes), its input no longer
             mask = 1 if recipe.compute == "bf16" else size
             made += (size + mask) * sum(linear.inputs for linear in shape.linears) - size * (2 * hidden + inner)
         return made

@@ -49,13 +49,14 @@ def write_plan(plan: Plan, base: str, dataset: Path, folder: Path) -> tuple[Path
 
 def recipe_of(config: TrainingConfig, *, on_gpu: bool) -> Recipe:
     """What the trainer runs for a resolved `config` before any fallback; on a processor nothing is quantised."""
-    length = config.max_length or Recipe.length
+    usual = Recipe()
+    length = config.max_length or usual.length
     micro = config.micro_tokens or length
     batch = max(1, micro // length)
     checkpointing = on_gpu if config.gradient_checkpointing is None else config.gradient_checkpointing
     return Recipe(
         method="lora" if config.method == "qlora" and not on_gpu else config.method,
-        rank=config.rank or Recipe.rank,
+        rank=config.rank or usual.rank,
         batch=batch,
         length=length,
         accumulate=max(1, math.ceil((config.batch_tokens or micro) / (batch * length))),
