@@ -64,12 +64,12 @@ def test_a_peft_folder_registers_as_the_version_that_it_came_from(registry: Adap
 
 
 def test_a_merged_model_is_checked_and_says_so(registry: AdapterRegistry, tmp_path: Path) -> None:
-    report = _export(registry, destination=tmp_path / "out", format="merged", base=embedded.BASE, cases=_cases(24))
+    report = _export(registry, destination=tmp_path / "out", format="merged", base=embedded.BASE, cases=_cases(8))
     assert report.loss is not None
     assert report.loss.passed
     assert report.loss.reference_accuracy is not None
     assert report.loss.same_answers is not None
-    assert report.loss.cases == 24
+    assert report.loss.cases == 8
     kept = json.loads((tmp_path / "out" / "export.json").read_text())
     assert kept["loss"]["passed"]
     assert kept["digest"] == registry.get("support-agent").digest
@@ -82,7 +82,7 @@ def test_a_gguf_export_is_one_file_with_its_card(
     registry: AdapterRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(exporter_module, "has_llama_cpp", lambda: False)
-    report = _export(registry, destination=tmp_path / "out", format="gguf-q8_0", base=embedded.BASE, cases=_cases(24))
+    report = _export(registry, destination=tmp_path / "out", format="gguf-q8_0", base=embedded.BASE, cases=_cases(8))
     version = registry.get("support-agent").version
     assert set(report.files) == {"README.md", f"support-agent-{version}-Q8_0.gguf"}
     assert report.loss is not None
@@ -109,7 +109,7 @@ def spoiled(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("spoiled")
 def test_an_export_that_lost_too_much_leaves_nothing(registry: AdapterRegistry, tmp_path: Path) -> None:
-    order: dict[str, Any] = {"format": "merged", "base": embedded.BASE, "cases": _cases(24)}
+    order: dict[str, Any] = {"format": "merged", "base": embedded.BASE, "cases": _cases(8)}
     with pytest.raises(TooMuchLost, match="at most 5% is allowed") as caught:
         _export(registry, destination=tmp_path / "out", **order)
     assert caught.value.report.lost > 0.05
@@ -131,14 +131,14 @@ def test_cases_without_labels_are_judged_by_likelihood_alone() -> None:
 
 def test_the_base_alone_has_lost_the_adapter() -> None:
     adapter = embedded.ADAPTERS / "support-agent"
-    report = check_loss(adapter_model(embedded.BASE, adapter, 0), merged_model(embedded.BASE, 0), _cases(24))
+    report = check_loss(adapter_model(embedded.BASE, adapter, 0), merged_model(embedded.BASE, 0), _cases(8))
     assert not report.passed
     assert report.accuracy_lost > 0.5
     assert report.perplexity_lost > 1
 
 
 def test_a_loss_that_is_no_number_does_not_pass() -> None:
-    report = check_loss(merged_model(embedded.BASE, 0), merged_model(embedded.BASE, 0), _cases(4))
+    report = check_loss(merged_model(embedded.BASE, 0), merged_model(embedded.BASE, 0), _cases(2))
     assert report.passed
     assert not replace(report, exported_nll=float("nan"), perplexity_lost=float("inf")).passed
 

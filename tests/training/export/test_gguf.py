@@ -21,7 +21,7 @@ from training.export.gguf_file import GgufModel, Quantisation
 from training.export.gguf_shape import ROPE_FACTORS
 from training.export.gguf_vocab import Vocabulary, for_inference, pre_tokenizer_name
 from training.export.merge import Merge
-from training.export.models import dequantised_model, has_llama_cpp
+from training.export.models import dequantised_model
 
 TOKENS = torch.arange(3, 43)[None]
 WORST = {"f16": 2e-3, "q8_0": 0.05}
@@ -189,18 +189,3 @@ def test_what_llama_cpp_would_compute_otherwise_is_refused(
     edit_json(base / "config.json", **changes)
     with pytest.raises(ExportRefused, match=reason):
         _plan(base, adapter)
-
-
-@pytest.mark.skipif(not has_llama_cpp(), reason="llama-cpp-python is not installed")
-def test_llama_cpp_answers_as_peft_does(tmp_path: Path) -> None:
-    from training.export.cases import demo_cases
-    from training.export.check import check_loss
-    from training.export.models import LlamaCppModel, adapter_model
-
-    adapter = embedded.ADAPTERS / "legal-agent"
-    file = _write(tmp_path, embedded.BASE, adapter, "q8_0")
-    cases = demo_cases("legal")
-    assert cases is not None
-    report = check_loss(adapter_model(embedded.BASE, adapter, 0), LlamaCppModel(file, embedded.BASE), cases.sample(20))
-    assert report.passed
-    assert report.tokens_lost == 0
