@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from tests.adapters_registry.processes import finish, start
 
 SCRIPTS = ScriptDirectory(str(MIGRATIONS))
 FIRST = SCRIPTS.get_base()
+TABLES = ("training.casebank.tables", "training.dataset.tables", "training.jobs.tables")
+"""modules of other packages whose tables join the one history"""
 
 
 def test_history_is_one_line() -> None:
@@ -25,6 +28,8 @@ def test_history_is_one_line() -> None:
 
 
 def test_migrations_make_what_the_tables_say(database_url: str) -> None:
+    for module in TABLES:
+        importlib.import_module(module)
     database = open_database(database_url)
     with database.engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True})

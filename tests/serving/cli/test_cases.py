@@ -4,13 +4,29 @@ from __future__ import annotations
 
 import gzip
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.serving.cli.conftest import Cli
+from tests.serving.cli.conftest import Cli, Result
 
 ROWS = 'text,label,split\n"one, with\na new line",A,train\ntwo words here,B,test\n,C,train\nthree words there,A,train\n'
+
+
+Imports = Callable[[str, str | None], Result]
+
+
+@pytest.fixture
+def imports(cli: Cli, tmp_path: Path) -> Imports:
+    """Import a file with this content, in this format."""
+
+    def run(content: str, form: str | None) -> Result:
+        file = tmp_path / "rows.csv"
+        file.write_text(content)
+        return cli("cases", "import", file, "--agent", "x", *(("--format", form) if form else ()))
+
+    return run
 
 
 @pytest.fixture
@@ -37,22 +53,20 @@ def test_an_import_tells_what_it_did_and_a_second_adds_nothing(cli: Cli, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("content", "arguments", "code", "told"),
+    ("content", "form", "code", "told"),
     [
-        ("text,label\n,A\n", [], 1, "1 bad rows"),
-        ("text,label\n", [], 1, "no rows"),
-        ("a,b\n1,2\n", [], 2, "no format has the columns a, b"),
-        ("text,label\nx,y\n", ["--format", "messages"], 1, "format messages needs messages"),
-        ("text,label\nx,y\n", ["--format", "parquet"], 2, "use one of messages, sharegpt"),
-        ("", [], 1, "is empty"),
+        ("text,label\n,A\n", None, 1, "1 bad rows"),
+        ("text,label\n", None, 1, "no rows"),
+        ("a,b\n1,2\n", None, 2, "no format has the columns a, b"),
+        ("text,label\nx,y\n", "messages", 1, "format messages needs messages"),
+        ("text,label\nx,y\n", "parquet", 2, "use one of messages, sharegpt"),
+        ("", None, 1, "is empty"),
     ],
 )
 def test_files_that_give_nothing_fail_in_one_line(
-    cli: Cli, tmp_path: Path, content: str, arguments: list[str], code: int, told: str
+    imports: Imports, content: str, form: str | None, code: int, told: str
 ) -> None:
-    file = tmp_path / "rows.csv"
-    file.write_text(content)
-    result = cli("cases", "import", file, "--agent", "x", *arguments)
+    result = imports(content, form)
     assert result.code == code
     assert told in result.out + result.err
     assert result.err.count("\n") <= 1

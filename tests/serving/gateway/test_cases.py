@@ -165,7 +165,6 @@ async def test_callers_judge_and_see_their_own_cases_only(start: StartEndpoint, 
     assert (await judge(endpoint, admin, response_id=name, reward=0.5)).status_code == 200
     assert len(await cases(endpoint, ann)) == len(await cases(endpoint, admin)) == 1
     assert await cases(endpoint, bob) == await cases(endpoint, private) == []
-    forbidden = await endpoint.http.delete(
-        "/v1/cases", params={"user": "x"}, headers={"authorization": f"Bearer {ann}"}
-    )
+    headers = {"authorization": f"Bearer {ann}"}
+    forbidden = await endpoint.http.delete("/v1/cases", params={"user": "x"}, headers=headers)
     assert forbidden.status_code == 403

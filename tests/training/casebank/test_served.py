@@ -15,11 +15,12 @@ TASK = {"role": "user", "content": "Where is my order?"}
 def served(request: Any, response: Any, *, path: str = "/v1/chat/completions", **more: Any) -> Served:
     fields: dict[str, Any] = {
         "request_id": "req_1", "path": path, "caller": "alice", "agent": "support", "session": "s1",
-        "adapter": "support-agent@0123456789ab", "base": "tiny", "reason": "champion", "difficulty": 0.25, "status": 200,
+        "adapter": "support-agent@0123456789ab", "base": "tiny", "reason": "champion", "difficulty": 0.25,
+        "status": 200,
         "request": json.dumps(request).encode(),
         "response": response if isinstance(response, bytes) else json.dumps(response).encode(),
-        "streamed": isinstance(response, bytes), "prompt_tokens": 7, "completion_tokens": 3, "started_at": 1_700_000_000.0,
-        "latency_s": 0.5, "metadata": {},
+        "streamed": isinstance(response, bytes), "prompt_tokens": 7, "completion_tokens": 3,
+        "started_at": 1_700_000_000.0, "latency_s": 0.5, "metadata": {},
     }  # fmt: skip
     return Served(**fields | more)
 
