@@ -115,7 +115,9 @@ def save_output(
 def _load_base(config: TrainingConfig, thrift: Thrift, device: torch.device) -> PreTrainedModel:
     import torch
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # the log of a job is read by people
     on_gpu = device.type == "cuda"
     options: dict[str, Any] = {"dtype": torch.bfloat16 if on_gpu and config.method != "full" else torch.float32}
     if on_gpu:

@@ -137,7 +137,7 @@ def make_accelerator(config: TrainingConfig) -> Accelerator:
     return Accelerator(
         cpu=on_cpu,
         mixed_precision="no" if on_cpu else "bf16",
-        log_with=list(trackers),
+        log_with=trackers or None,
         project_config=folders,
         step_scheduler_with_optimizer=False,
     )

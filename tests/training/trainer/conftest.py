@@ -78,6 +78,7 @@ def configure(base: Path, dataset: Path, tmp_path: Path) -> Callable[..., Traini
             "dataset": dataset,
             "output": tmp_path / "job",
             "device": "cpu",
+            "threads": 1,
             "rank": 8,
             "learning_rate": 5e-3,
             "batch_tokens": 128,

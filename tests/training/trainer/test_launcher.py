@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ Configure = Callable[..., TrainingConfig]
 
 
 def options(command: list[str]) -> dict[str, str]:
-    return {name: value for name, value in zip(command, command[1:], strict=False) if name.startswith("--")}
+    return {name: value for name, value in pairwise(command) if name.startswith("--")}
 
 
 def test_two_gpus_of_one_host(configure: Configure) -> None:

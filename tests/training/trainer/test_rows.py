@@ -54,7 +54,8 @@ def test_text_parts_and_calls_are_read_as_served(tokenizer: Any) -> None:
 
 
 def test_a_template_that_trims_answers_or_adds_a_newline_changes_nothing(tokenizer: Any) -> None:
-    tokenizer.chat_template = "{% for m in messages %}[{{ m.content | trim }}]<|im_end|>\n{% endfor %}{% if add_generation_prompt %}:{% endif %}"
+    turns = "{% for m in messages %}[{{ m.content | trim }}]<|im_end|>\n{% endfor %}"
+    tokenizer.chat_template = turns + "{% if add_generation_prompt %}:{% endif %}"
     (row,) = ChatFormat(tokenizer).encode([line("a", "b")], 256).rows
     assert tokenizer.decode(row.ids[row.prompt :]) == "b]<|im_end|>"
 

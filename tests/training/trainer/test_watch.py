@@ -19,7 +19,7 @@ def test_a_loss_that_stays_far_above_the_best_is_seen() -> None:
     for _ in range(20):
         watch.see(1.0, 1.0)
     seen = 0
-    with pytest.raises(Unhealthy, match="has been above 3.50 for"):
+    with pytest.raises(Unhealthy, match=r"has been above 3\.50 for"):
         for _ in range(50):
             watch.see(9.0, 1.0)
             seen += 1
