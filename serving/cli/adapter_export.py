@@ -104,6 +104,7 @@ def export(
                 force=force,
                 keep=keep,
                 license=license_name,
+                figures=_figures(database, version),
             )
             report = write(registry, order, progress)
     out.json({"name": name} | report.to_dict())
@@ -157,6 +158,17 @@ def _cases(database: Database, version: AdapterVersion, file: Path | None) -> Ca
         return own
     demo = demo_cases(version.agent) if version.base == embedded.BASE_NAME else None
     return demo or general_cases()
+
+
+def _figures(database: Database, version: AdapterVersion) -> dict[str, dict[str, Any]]:
+    """What training and gate said of the version; nothing for one that came from elsewhere."""
+    from training.export import job_figures
+    from training.jobs import JobStore
+    from training.jobs.describe import job_document
+
+    documents = map(job_document, JobStore(database).list(agent=version.agent))
+    made = next((each for each in documents if each["adapter"] == version.engine_name), None)
+    return job_figures(made["measures"], made["gate"]) if made else {}
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from training.export.cases import CaseSet, ExportCase, conversation_cases, demo_
 from training.export.check import LIMIT, LossReport, check_loss
 from training.export.errors import ExportError, ExportRefused, TooMuchLost
 from training.export.exporter import FORMATS, ExportOrder, ExportReport, Format, export
+from training.export.figures import job_figures
 
 __all__ = [
     "FORMATS",
@@ -28,5 +29,6 @@ __all__ = [
     "demo_cases",
     "export",
     "general_cases",
+    "job_figures",
     "read_cases",
 ]

@@ -25,6 +25,7 @@ from training.export import (
     demo_cases,
     export,
     general_cases,
+    job_figures,
     read_cases,
 )
 from training.export import exporter as exporter_module
@@ -175,6 +176,21 @@ def test_cases_without_an_answer_are_left_out() -> None:
     assert conversation_cases([([asked], "b"), ([asked], "")], "x").cases == (ExportCase.of_text("a", "b"),)
     assert len(general_cases().cases) > 50
     assert demo_cases("no-such-agent") is None
+
+
+def test_a_jobs_figures_are_told_in_words() -> None:
+    gate = {
+        "passed": True,
+        "verdict": "better by 4 points",
+        "candidate": {"model": "a@1", "exact_match": 0.9},
+        "champion": None,
+        "bootstrap": {"lower": 0.01},
+    }
+    assert job_figures({"steps": 3, "loss": None, "adapter": "adapter"}, gate) == {
+        "Training": {"steps": 3},
+        "Gate": {"verdict": "better by 4 points", "candidate: exact match": 0.9, "gain, lower bound": 0.01},
+    }
+    assert job_figures(None, None) == {}
 
 
 def test_the_licence_is_the_bases_own(tmp_path: Path) -> None:

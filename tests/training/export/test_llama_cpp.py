@@ -25,6 +25,7 @@ from training.export.models import LlamaCppModel, adapter_model
 
 llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
 
+YARN_ROPE = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 64}
 TEXTS = (
     "It's 12345 o'clock, WE'LL see:  two  spaces\n\n and\ttabs \r\n",
     "Ünïcödé, 日本語, русский, emoji 🦙, ½ and ٣٤",
@@ -83,8 +84,9 @@ def test_texts_become_the_same_tokens(tmp_path: Path, steps: tuple[str, ...]) ->
         ("llama", {"attention_bias": True, "head_dim": 32}),
         ("llama", {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}}),
         ("qwen2", {}),
+        ("qwen2", {"rope_parameters": YARN_ROPE}),
     ],
-    ids=["llama", "llama3-tied", "llama-biases", "llama-linear", "qwen2"],
+    ids=["llama", "llama3-tied", "llama-biases", "llama-linear", "qwen2", "qwen2-yarn"],
 )
 def test_logits_are_those_of_peft(tmp_path: Path, kind: str, config: dict[str, Any]) -> None:
     base = save_base(tmp_path / "base", kind=kind, **config)
