@@ -89,7 +89,7 @@ def memory_of(shape: ModelShape, recipe: Recipe) -> Memory:
             "first block",
             activations=block.entry + block.made + block.in_flight,
             workspace=buffers,
-            gradients=fixed.gradients,
+            gradients=fixed.first_gradients,
         ),
         fixed.at("optimiser step", gradients=fixed.gradients, workspace=fixed.buffers),
     )
@@ -128,6 +128,9 @@ class _Fixed:
         # accumulated gradients stay from one pass to the next
         self._standing = self.gradients if recipe.accumulate > 1 else 0
         self.head_gradients = self._standing or (shape.parameters.head_table * size if full else 0)
+        self.first_gradients = self._standing or (
+            self.gradients - size * _still_to_come(shape) if full else count * size
+        )
         self._always = {
             "weights": weight_bytes(shape, recipe) - table_away,
             "adapter": 0 if full else count * size,
@@ -136,6 +139,13 @@ class _Fixed:
 
     def at(self, name: str, **parts: int) -> Moment:
         return Moment(name, dict.fromkeys(PARTS, 0) | self._always | {"gradients": self._standing} | parts)
+
+
+def _still_to_come(shape: ModelShape) -> int:
+    """Parameters of a full fine-tuning whose gradients come last: the first block's, and an untied embedding's."""
+    counts = shape.parameters
+    block = (counts.attention + counts.mlp) // shape.layers
+    return block + (0 if shape.tied else counts.embeddings)
 
 
 def _weight_buffers(shape: ModelShape, recipe: Recipe) -> int:

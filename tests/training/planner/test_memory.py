@@ -16,16 +16,16 @@ from training.planner.memory import GIB, NF4_BITS
 
 WIDE = {
     "model_type": "qwen2",
-    "vocab_size": 512,
-    "hidden_size": 128,
-    "intermediate_size": 640,
-    "num_hidden_layers": 6,
+    "vocab_size": 256,
+    "hidden_size": 64,
+    "intermediate_size": 320,
+    "num_hidden_layers": 4,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "tie_word_embeddings": False,
 }
-LARGE_VOCABULARY = WIDE | {"vocab_size": 6000, "intermediate_size": 256, "num_hidden_layers": 3}
-BASE = Recipe(method="lora", rank=8, batch=2, length=192, kernels="trl", loss="plain")
+LARGE_VOCABULARY = WIDE | {"vocab_size": 3000, "intermediate_size": 128, "num_hidden_layers": 2}
+BASE = Recipe(method="lora", rank=4, batch=1, length=128, kernels="trl", loss="plain")
 MISS = 0.10
 """largest share by which a prediction may miss"""
 
@@ -41,8 +41,8 @@ MISS = 0.10
         (WIDE, replace(BASE, compute="fp32", method="full", checkpointed_layers=0)),
         (LARGE_VOCABULARY, BASE),
         (LARGE_VOCABULARY, replace(BASE, checkpointed_layers=0)),
-        (WIDE | {"model_type": "gemma2", "head_dim": 32}, replace(BASE, checkpointed_layers=0)),
-        (WIDE | {"model_type": "qwen3", "head_dim": 32}, replace(BASE, checkpointed_layers=0)),
+        (WIDE | {"model_type": "gemma2", "head_dim": 16}, replace(BASE, checkpointed_layers=0)),
+        (WIDE | {"model_type": "qwen3", "head_dim": 16}, replace(BASE, checkpointed_layers=0)),
     ],
 )
 def test_a_step_takes_what_is_predicted(config: dict[str, Any], recipe: Recipe) -> None:
