@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import sqlalchemy as sa
 from alembic import command
@@ -39,6 +39,7 @@ class DatabaseError(RegistryError):
 class Base(DeclarativeBase):
     """Base of all tables."""
 
+    type_annotation_map: ClassVar = {float: sa.Float}  # SQLAlchemy 2.0 and 2.1 differ in what they choose
     metadata = sa.MetaData(
         naming_convention={
             "ix": "ix_%(table_name)s_%(column_0_N_name)s",

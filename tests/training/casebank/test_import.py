@@ -208,7 +208,7 @@ def test_compression_is_seen_whatever_the_name(load: Load, name: str) -> None:
 def test_nothing_stays_of_an_import_that_breaks_off(
     bank: CaseBank, load: Load, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    broken = gzip.compress(("text,label\n" + "".join(f"t{n},l\n" for n in range(5000))).encode())[:-2000]
+    broken = gzip.compress(("text,label\n" + "".join(f"t{n},l\n" for n in range(2000))).encode())[:-500]
     with pytest.raises(ImportFailed):
         load(broken)
     real, calls = bank.place, iter(range(10))
@@ -273,24 +273,18 @@ def test_conversations_with_tools_fit_some_formats_only(bank: CaseBank, load: Lo
         assert (report.cases, report.duplicates) == (2, 2)
 
 
-def test_real_data_is_imported_in_time_and_once(bank: CaseBank, data: Callable[[str], Path]) -> None:
-    train, test = data("support_banking77_train.csv.gz"), data("support_banking77_test.csv.gz")
+def test_real_data_is_imported_in_time(bank: CaseBank, data: Callable[[str], Path]) -> None:
     began = time.process_time()
-    report = bank.import_file(train, None, "support")
+    report = bank.import_file(data("support_banking77_train.csv.gz"), None, "support")
     assert time.process_time() - began < 20
-    assert (report.format, report.rows, report.added + report.duplicates, report.bad) == (
-        "classification",
-        10003,
-        10003,
-        0,
-    )
+    assert (report.format, report.rows, report.bad) == ("classification", 10003, 0)
+    assert report.added + report.duplicates == 10003
     assert 0.15 < bank.stats("support")[0].holdout / report.added < 0.25
-    again = bank.import_file(train, "classification", "support")
-    assert (again.added, again.duplicates) == (0, 10003)
-    assert bank.import_file(test, "classification", "other").added > 3000
 
 
 def test_a_split_of_real_data_is_kept(bank: CaseBank, data: Callable[[str], Path]) -> None:
     report = bank.import_file(data("legal_cuad.csv.gz"), "classification", "legal")
     assert (report.added, report.bad) == (4479, 0)
     assert sum(1 for _ in bank.cases("legal", split="holdout")) == 916
+    again = bank.import_file(data("legal_cuad.csv.gz"), None, "legal")
+    assert (again.added, again.duplicates) == (0, 4479)
