@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from adapters_registry import AdapterRegistry, BaseModelSpec, Database, open_database
@@ -24,6 +25,7 @@ from serving.recorder import Recorder
 from training.casebank import CaseBank
 from training.casebank.inbox import OutcomeSink
 from training.casebank.service import CaseService
+from training.dataset import purge
 from training.jobs import JobStore
 from training.jobs.files import FileStore
 from training.jobs.service import TrainingService
@@ -85,7 +87,7 @@ def _gateway(
         recorder=Recorder(OutcomeSink(bank) if settings.training.record else None, on_drop=metrics.drops.inc),
         router=Router.from_presets(presets),
         training=compose_service(settings, database),
-        cases=CaseService(bank),
+        cases=CaseService(bank, deleted=partial(purge, database, settings.home)),
     )
 
 

@@ -188,15 +188,18 @@ def delete(
     agent: SomeAgent = None,
     as_json: AsJson = False,
 ) -> None:
-    """Delete cases for good: those that fulfil all that is given."""
+    """Delete cases for good: those that fulfil all that is given. Datasets that held them go too."""
+    from training.dataset import purge
+
     if user is None and session is None and older_than is None:
         raise Misuse("say which: --user, --session or --older-than")
     out = Output(as_json)
     age = None if older_than is None else timedelta(days=older_than)
     with opened(ctx) as bank:
         deleted = bank.delete(user=user, session=session, agent=agent, older_than=age)
-    out.json({"deleted": deleted})
-    out.line(f"deleted {deleted} cases")
+        purged = purge(bank.database, settings_of(ctx).settings.home) if deleted else []
+    out.json({"deleted": deleted, "datasets": purged})
+    out.line(f"deleted {deleted} cases" + (f", and {len(purged)} datasets that held them" if purged else ""))
 
 
 @contextmanager

@@ -29,7 +29,7 @@ _REMEMBERED = 100_000
 """lines of which the rests are remembered"""
 
 # lower-case letters of Cyrillic and Greek that look like Latin ones, or whose capitals do
-_LOOK_ALIKES = str.maketrans(
+LOOK_ALIKES = str.maketrans(
     "\u0430\u0432\u0435\u0451\u043a\u043c\u043d\u043e\u0440\u0441\u0442\u0443\u0445\u0456\u0458\u0455\u04bb\u0501\u051b\u051d\u04cf"
     "\u03b1\u03b2\u03b5\u03b7\u03b9\u03ba\u03bd\u03bf\u03c1\u03c4\u03c5\u03c7\u03b6\u0131\u0261",
     "abeekmhopctyxijshdqwlabehikvoptyxzig",
@@ -63,7 +63,7 @@ class _Characters(dict[int, "str | int | None"]):
     def __missing__(self, code: int) -> str | int | None:
         character = chr(code)
         kind = unicodedata.category(character)
-        found: str | int | None = _LOOK_ALIKES.get(code, code)
+        found: str | int | None = LOOK_ALIKES.get(code, code)
         if kind == "Cf" or character in "'\u2019\u02bc`\u00b4":
             found = None
         elif kind[0] in "PZC":

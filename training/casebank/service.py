@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from training.casebank.bank import CaseBank
@@ -14,10 +14,11 @@ Document = dict[str, Any]
 
 
 class CaseService:
-    """Fits `serving.services.Cases`. All methods wait for the database."""
+    """Fits `serving.services.Cases`. All methods wait for the database. `deleted` is called when cases were."""
 
-    def __init__(self, bank: CaseBank) -> None:
+    def __init__(self, bank: CaseBank, deleted: Callable[[], object] = lambda: None) -> None:
         self._bank = bank
+        self._deleted = deleted
 
     def feedback(
         self,
@@ -52,7 +53,10 @@ class CaseService:
 
     def delete_cases(self, *, case_id: str | None = None, user: str | None = None, session: str | None = None) -> int:
         """Remove cases for good, and return how many."""
-        return self._bank.delete(ids=None if case_id is None else [case_id], user=user, session=session)
+        count = self._bank.delete(ids=None if case_id is None else [case_id], user=user, session=session)
+        if count:
+            self._deleted()
+        return count
 
 
 def document(case: Case) -> Document:

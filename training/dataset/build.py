@@ -116,7 +116,7 @@ def _write(
     general = general_rows(plan.agent, writer.rows["train"], config.general_share)
     general = [row for row in general if plan.held.meet(fingerprint(row, plan.template)) is None]
     kept += [_write_row(writer, row, "train", row.completion) for row in general]
-    tally.note_balance()
+    tally.note_whole()
     return _report(tally, plan, len(general)), kept
 
 

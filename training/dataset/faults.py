@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections import Counter
 from functools import lru_cache
 
 from training.casebank.case import Case, text_of
+from training.casebank.duplicates import LOOK_ALIKES
 
 CONTROL = re.compile(
     r"<\|[a-zA-Z][\w ]{0,40}\|>|<\uff5c[^\uff5c<>]{1,40}\uff5c>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>|</?s>"
@@ -16,8 +17,9 @@ CONTROL = re.compile(
 _BROKEN = re.compile("\ufffd|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\u00c3[\u0080-\u00bf]|\u00e2\u20ac[\u0080-\u2122]")
 """lost characters, control characters, UTF-8 that was read as Latin-1 or Windows-1252"""
 _INVISIBLE = re.compile("[\u00ad\u200b\u2060-\u2064\u202a-\u202e\u2066-\u2069\ufeff]")
+LEAST_LATIN = 3
+"""Latin letters of a word in which a Greek one is no sign of mathematics"""
 _WORD = re.compile(r"[^\W\d_]{2,}")
-_MIXED = frozenset({"LATIN", "CYRILLIC", "GREEK"})
 
 
 def has_control_token(text: str) -> bool:
@@ -32,19 +34,17 @@ def oddities(text: str) -> set[str]:
         found.add("broken_encoding")
     if _INVISIBLE.search(text):
         found.add("invisible_characters")
-    if not text.isascii() and any(len(_scripts(word) & _MIXED) > 1 for word in _WORD.findall(text)):
+    if not text.isascii() and any(map(_is_mixed, _WORD.findall(text))):
         found.add("mixed_scripts")
     return found
 
 
-def main_script(texts: Iterable[str]) -> str | None:
-    """The script of most letters among the first 400 of each text (`LATIN`, `CJK`, ...); None without letters."""
-    counts: dict[str, int] = {}
-    for text in texts:
-        for character in text[:400]:
-            if character.isalpha():
-                script = _script(character)
-                counts[script] = counts.get(script, 0) + 1
+def main_script(text: str) -> str | None:
+    """The script of most of the first 400 letters (`LATIN`, `CJK`, ...); None without letters."""
+    start = text[:400]
+    if start.isascii():
+        return "LATIN" if any(map(str.isalpha, start)) else None
+    counts = Counter(_script(character) for character in start if character.isalpha())
     return max(counts, key=lambda script: (counts[script], script), default=None)
 
 
@@ -59,8 +59,15 @@ def has_other_media(case: Case) -> bool:
     return any(isinstance(part, dict) and "text" not in part for part in parts)
 
 
-def _scripts(word: str) -> set[str]:
-    return set() if word.isascii() else {_script(character) for character in word}
+def _is_mixed(word: str) -> bool:
+    """Whether letters of another script pass for Latin ones. A sign beside a word, as in \u0394t, is common."""
+    if word.isascii():
+        return False
+    scripts = [_script(character) for character in word]
+    if "CYRILLIC" in scripts:
+        return "LATIN" in scripts or "GREEK" in scripts
+    disguised = any(ord(character.lower()) in LOOK_ALIKES for character in word)
+    return "GREEK" in scripts and scripts.count("LATIN") >= LEAST_LATIN and disguised
 
 
 @lru_cache(65_536)

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from training.casebank.case import Case
-from training.dataset.faults import oddities, texts_of
+from training.casebank.redaction import redact_text
+from training.dataset.faults import main_script, oddities, texts_of
 from training.dataset.quality import Notes
 from training.dataset.rows import PARTS, Part
 from training.dataset.selection import CountTokens, label_of
@@ -37,6 +38,7 @@ class Tally:
         self._answers = array("L")
         self._tokens = array("L")
         self._rewards = array("d")
+        self._scripts: Counter[str] = Counter()
 
     def add(self, case: Case, part: Part) -> None:
         """Count `case` as a row of `part`."""
@@ -53,8 +55,16 @@ class Tally:
         self._rewards.append(1.0 if case.corrected else case.reward or 0.0)
         if self._count_tokens is not None:
             self._tokens.append(self._count_tokens(case))
+        self._look_at(case.id, texts)
+
+    def _look_at(self, case_id: str, texts: list[str]) -> None:
         for oddity in sorted({oddity for text in texts for oddity in oddities(text)}):
-            self._notes.add(oddity, case.id)
+            self._notes.add(oddity, case_id)
+        if any(redact_text(text) != text for text in texts):
+            self._notes.add("personal_data", case_id)
+        script = main_script("\n".join(texts))
+        if script is not None:
+            self._scripts[script] += 1
 
     def statistics(self, general: int) -> dict[str, Any]:
         """All figures, as JSON."""
@@ -76,8 +86,13 @@ class Tally:
             return {}
         return {label: {part: counts[part] for part in PARTS} for label, counts in sorted(self._labels.items())}
 
-    def note_balance(self) -> None:
-        """Note what is wrong with the numbers of rows."""
+    def note_whole(self) -> None:
+        """Note what only all rows together tell."""
+        self._note_balance()
+        for script, rows in self._scripts.most_common()[1:]:
+            self._notes.add("other_script", count=rows, names=(script,))
+
+    def _note_balance(self) -> None:
         learned = {label: counts["train"] for label, counts in self.labels().items()}
         if unlearned := tuple(label for label, rows in learned.items() if not rows):
             self._notes.add("unlearned_labels", count=len(unlearned), names=unlearned)

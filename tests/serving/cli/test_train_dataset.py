@@ -17,6 +17,7 @@ from training.casebank import CaseBank
 def filled(cli: Cli) -> None:
     database = open_database(f"sqlite:///{os.environ['LORADOCK_HOME']}/loradock.db")
     cases = [*many(40, task_type="chat"), *many(10, 100, split="holdout"), asked(sentence(500), reward=0.1, at=500)]
+    cases += [asked(sentence(502), at=502, user="ada")]
     CaseBank(database).add([*cases, asked(sentence(501), "x<|im_end|>y", at=501)])
     database.close()
 
@@ -24,7 +25,7 @@ def filled(cli: Cli) -> None:
 @pytest.mark.usefixtures("filled")
 def test_programs_get_figures_and_findings(cli: Cli) -> None:
     document = cli("train", "dataset", "--agent", "support", "--json").json
-    assert document["statistics"]["rows"] == {"train": 36, "validation": 4, "holdout": 10, "general": 1}
+    assert document["statistics"]["rows"] == {"train": 37, "validation": 4, "holdout": 10, "general": 1}
     assert {finding["code"] for finding in document["quality"]} >= {"low_reward", "control_tokens", "few_rows"}
     assert json.loads((Path(document["folder"]) / "dataset.json").read_text())["name"] == document["dataset"]
     assert cli("train", "dataset", "--agent", "support", "--json").json == document
@@ -34,8 +35,16 @@ def test_programs_get_figures_and_findings(cli: Cli) -> None:
 def test_a_person_reads_tables(cli: Cli) -> None:
     result = cli("train", "dataset", "--agent", "support", "--tokenizer", BASE)
     assert result.code == 0
-    for words in ("36 train", "4 validation", "10 holdout", "tokens of a row", "control_tokens", "chat 40"):
+    for words in ("37 train", "4 validation", "10 holdout", "tokens of a row", "control_tokens", "chat 40, none 11"):
         assert words in result.out
+
+
+@pytest.mark.usefixtures("filled")
+def test_deleting_cases_deletes_the_datasets_that_held_them(cli: Cli) -> None:
+    document = cli("train", "dataset", "--agent", "support", "--json").json
+    assert cli("cases", "delete", "--user", "ada", "--json").json == {"deleted": 1, "datasets": [document["dataset"]]}
+    assert not Path(document["folder"]).exists()
+    assert cli("cases", "delete", "--user", "ada", "--json").json == {"deleted": 0, "datasets": []}
 
 
 def test_an_agent_without_cases_is_one_line(cli: Cli) -> None:
