@@ -24,7 +24,8 @@ from router import resolve_agent
 from serving.engine.base import Engine
 from serving.engine.factory import build_engines
 from training.casebank import CaseBank
-from training.dataset import DatasetConfig
+from training.casebank.housekeeping import Housekeeper
+from training.dataset import DatasetConfig, purge
 from training.gate.canary import Canaries
 from training.gate.rewards import CaseRewards
 from training.jobs import JobStore
@@ -56,7 +57,7 @@ def compose_worker(
 ) -> Worker:
     """A worker that judges through `endpoint`."""
     training, presets = settings.training, load_presets(settings.agents_dir)
-    bank = CaseBank(database, holdout_share=training.holdout_share)
+    bank = CaseBank.from_settings(database, training)
     capacity = partial(probe, training.cpu_jobs)
     has_gpus = bool(capacity().gpus)
     parts = Parts(
@@ -97,8 +98,14 @@ def run_worker(settings: Settings, endpoint: Endpoint, ended: Callable[[], objec
         signal.signal(signal.SIGINT, stop)
     else:
         threading.Thread(target=partial(_stop_after, ended, worker), name="parent", daemon=True).start()
+    training = settings.training
+    keeper = Housekeeper(
+        CaseBank.from_settings(database, training), training.retention_days, partial(purge, database, settings.home)
+    )
+    keeper.start()
     log.info("training worker %s asks %s", os.getpid(), endpoint.url)
     worker.run()
+    keeper.stop()
     database.close()
 
 

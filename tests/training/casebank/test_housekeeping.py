@@ -1,0 +1,46 @@
+"""Somebody places what was served and deletes what is too old, and goes on after a fault."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from adapters_registry import DatabaseError
+from tests.training.casebank.conftest import case
+from tests.training.casebank.test_inbox import outcome, waiting
+from training.casebank import CaseBank
+from training.casebank.housekeeping import Housekeeper
+from training.casebank.inbox import OutcomeSink
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_what_is_served_is_placed_and_what_is_old_is_deleted(
+    bank: CaseBank, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    bank.add([case("old", created_at=datetime.now(UTC) - timedelta(days=31)), case("new")])
+    real, faults = bank.settle, iter([DatabaseError("locked")])
+
+    def settle(response_id: str | None = None) -> int:
+        for fault in faults:
+            raise fault
+        return real(response_id)
+
+    monkeypatch.setattr(bank, "settle", settle)
+    deleted: list[bool] = []
+    keeper = Housekeeper(bank, 30, lambda: deleted.append(True), settle_s=0.01)
+    keeper.start()
+    until(lambda: bool(deleted))
+    OutcomeSink(bank).write([outcome(1)])
+    until(lambda: waiting(bank) == 0)
+    keeper.stop()
+    assert {each.prompt_text for each in bank.list()} == {"new", "1 orders of mine are late, where are they?"}
+    assert "locked" in caplog.text
