@@ -1,6 +1,6 @@
 """General questions that are mixed into training, so that an adapter does not forget what its base knew.
 
-Half of the project's general set, by hash; the gate measures forgetting on the other half (`is_replayed` tells which).
+A quarter of the project's general set, by hash; the gate measures forgetting on the rest (`is_replayed` tells which).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from training.dataset.rows import GENERAL, Row
 
 def is_replayed(question: str) -> bool:
     """Whether `question` of the general set may be trained on."""
-    return hashlib.sha256(question.encode()).digest()[0] % 2 == 1
+    return hashlib.sha256(question.encode()).digest()[0] % 4 == 0
 
 
 def general_rows(agent: str, learned: int, share: float) -> list[Row]:

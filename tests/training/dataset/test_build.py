@@ -159,7 +159,7 @@ def test_a_case_once_held_out_stays_so(bank: CaseBank, home: Path) -> None:
     assert any(finding["code"] == "moved" for finding in later.report["quality"])
 
 
-def test_general_questions_are_mixed_in_and_half_of_them_never(bank: CaseBank, home: Path) -> None:
+def test_general_questions_are_mixed_in_and_most_of_them_never(bank: CaseBank, home: Path) -> None:
     fill(bank, 100)
     config = DatasetConfig(general_share=0.2, validation_share=0)
     dataset = build_dataset(bank.database, bank, "support", config, home)
