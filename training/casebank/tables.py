@@ -22,6 +22,7 @@ class CaseRow(Base):
     __tablename__ = "cases"
     __table_args__ = (
         sa.Index("ix_cases_agent_id", "agent", "id"),
+        sa.Index("ix_cases_adapter_created_at", "adapter", "created_at"),
         sa.Index("ix_cases_agent_content_hash", "agent", "content_hash"),
         sa.Index("ix_cases_agent_episode", "agent", "episode"),
     )

@@ -36,5 +36,5 @@ class CaseRewards:
         if until is not None:
             wanted = wanted.where(CaseRow.created_at < until)
         with self._database.read() as session:
-            rows = session.execute(wanted.order_by(CaseRow.id.desc()).limit(limit)).all()
+            rows = session.execute(wanted.order_by(CaseRow.created_at.desc()).limit(limit)).all()
         return [Rewarded(row.session or row.id, float(row.reward)) for row in rows]

@@ -1,6 +1,8 @@
-"""Gate reports and canaries."""
+"""An index by which canaries read a version's rewards of the last hours."""
 
 from __future__ import annotations
+
+from alembic import op
 
 revision = "0005"
 down_revision = "0004"
@@ -9,4 +11,5 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Create the tables."""
+    """Create the index."""
+    op.create_index("ix_cases_adapter_created_at", "cases", ["adapter", "created_at"])
