@@ -253,7 +253,7 @@ class Loop:
             ) from trouble
         self._parts.reporter.say(f"out of memory at step {state.step}: going on with {thrift}")
         quantise = thrift.four_bit and not state.thrift.four_bit
-        if thrift.checkpointing and not state.thrift.checkpointing:
+        if thrift.checkpointing:
             set_checkpointing(self.whole_model())
         state.thrift = thrift
         if quantise:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 CPU_SIGNS = ("can't allocate memory", "not enough memory", "cannot allocate memory")
 """of torch's CPU allocator, which raises a plain RuntimeError"""
@@ -47,6 +51,14 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in CPU_SIGNS)
+
+
+def free_bytes(device: torch.device) -> int:
+    """Bytes of a GPU that nobody uses."""
+    import torch
+
+    free_memory()
+    return torch.cuda.mem_get_info(device)[0]
 
 
 def free_memory() -> None:

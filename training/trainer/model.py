@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,8 +53,27 @@ def load_model(config: TrainingConfig, thrift: Thrift, device: torch.device) -> 
     return adapted
 
 
+def speed_up(model: torch.nn.Module, config: TrainingConfig, thrift: Thrift, free: int) -> bool:
+    """Put the fast path into a model that it knows; whether it did. Call it before the model is wrapped.
+
+    With `thrift.checkpointing`, as many layers as fit into `free` bytes save what they computed, else all of them.
+    """
+    from training.trainer import fast
+
+    if not fast.accelerate_model(model).active:
+        return False
+    tokens = max(thrift.micro_tokens, config.max_length or 0)
+    fast.keep_layers(model, fast.layers_that_fit(model, tokens, free) if thrift.checkpointing else sys.maxsize)
+    return True
+
+
 def set_checkpointing(model: torch.nn.Module) -> None:
     """Recompute activations in the backward pass from now on."""
+    from training.trainer import fast
+
+    if fast.is_accelerated(model):
+        fast.keep_layers(model, 0)
+        return
     inner: Any = model
     inner.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 

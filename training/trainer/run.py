@@ -21,7 +21,7 @@ from training.trainer.checkpoints import Checkpoints
 from training.trainer.config import TrainingConfig
 from training.trainer.errors import OutOfMemory, TrainerError, TrainingRefused
 from training.trainer.loop import PROGRESS, Loop, Parts, Rebuild, RunState, peak_memory
-from training.trainer.memory import Thrift, free_memory, is_out_of_memory
+from training.trainer.memory import Thrift, free_bytes, free_memory, is_out_of_memory
 from training.trainer.optimizer import make_optimizer
 from training.trainer.report import Reporter, draw_loss, installed
 from training.trainer.resolve import BaseFacts, resolve
@@ -231,13 +231,19 @@ class _Bench:
         self.reporter.say(f"out of memory while loading: going on with {saved}")
         return saved
 
+    def _may_be_fast(self) -> bool:
+        """The fast path needs whole weights on this process's GPU, and the modules that transformers made."""
+        whole = self.accelerator.distributed_type.value in {"NO", "MULTI_GPU"}
+        return whole and self.config.backend == "native" and self.accelerator.device.type == "cuda"
+
     def _loop(self, thrift: Thrift, checkpoints: Checkpoints) -> Loop:
         from accelerate.utils import set_seed
 
         config, accelerator = self.config, self.accelerator
         set_seed(config.seed)
         model = self.workshop.load_model(config, thrift, accelerator.device)
-        if thrift.checkpointing and config.backend == "native":
+        fast = self._may_be_fast() and models.speed_up(model, config, thrift, free_bytes(accelerator.device))
+        if thrift.checkpointing and config.backend == "native" and not fast:
             models.set_checkpointing(model)
         model, optimizer = accelerator.prepare(model, make_optimizer(model, config))
         models.keep_trained_only(accelerator)
@@ -271,6 +277,8 @@ def _introduction(config: TrainingConfig, material: Material, schedule: Schedule
 
 
 def _measures(loop: Loop, config: TrainingConfig, material: Material, accelerator: Accelerator) -> dict[str, Any]:
+    from training.trainer.fast import is_accelerated
+
     state = loop.state
     full = config.method == "full"
     on_gpu = accelerator.device.type == "cuda"
@@ -293,6 +301,7 @@ def _measures(loop: Loop, config: TrainingConfig, material: Material, accelerato
         "trained_parameters": sum(weight.numel() for weight in loop.trained),
         "rollbacks": state.pace.rollbacks,
         "memory": str(state.thrift),
+        "fast": is_accelerated(loop.whole_model()),
     }
 
 

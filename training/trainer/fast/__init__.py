@@ -7,7 +7,22 @@ way over a reused buffer of dequantised weights (`linears`, `weights`); what lie
 (`pointwise`, `kernels`); the loss never holds the logits (`loss`). `accelerate_model` (`patch`) puts it all in place.
 """
 
-from training.trainer.fast.patch import Acceleration, accelerate_model, keep_layers, kept_bytes, layers_that_fit
+from training.trainer.fast.patch import (
+    Acceleration,
+    accelerate_model,
+    is_accelerated,
+    keep_layers,
+    kept_bytes,
+    layers_that_fit,
+)
 from training.trainer.fast.support import unsupported
 
-__all__ = ["Acceleration", "accelerate_model", "keep_layers", "kept_bytes", "layers_that_fit", "unsupported"]
+__all__ = [
+    "Acceleration",
+    "accelerate_model",
+    "is_accelerated",
+    "keep_layers",
+    "kept_bytes",
+    "layers_that_fit",
+    "unsupported",
+]

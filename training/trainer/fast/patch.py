@@ -57,6 +57,7 @@ def accelerate_model(
         _patch_layer(layer, _fused(layer, causal.config, spaces, kept=index < kept_layers))
     _patch_norm(causal.model.norm)
     _patch_loss(causal)
+    causal.is_accelerated = True
     if host_embedding and causal.get_input_embeddings().weight is not causal.lm_head.weight:
         _move_to_host(causal.get_input_embeddings())
     count = len(causal.model.layers)
@@ -69,6 +70,11 @@ def kept_bytes(config: Any) -> int:
     queries, keys = config.num_attention_heads * size, config.num_key_value_heads * size
     values: int = 2 * (config.hidden_size + queries + keys + config.intermediate_size)
     return _BYTES * values
+
+
+def is_accelerated(model: Any) -> bool:
+    """Whether `model`, wrapped for several processes or not, runs the fast path: it then takes `shift_labels`."""
+    return bool(getattr(causal_model(getattr(model, "module", model)), "is_accelerated", False))
 
 
 def keep_layers(model: nn.Module, count: int) -> None:
