@@ -189,12 +189,15 @@ def _batch_tokens(dataset: DatasetView, rows: int) -> int:
 
 
 class EndpointJudge:
-    """`Judge` on the endpoint at `url`, with the key that it may need."""
+    """`Judge` on the endpoint at `url`, with the key that it may need; `suites_of` gives an agent's benchmark files."""
 
-    def __init__(self, url: str, key: str | None, *, general_loss: float) -> None:
+    def __init__(
+        self, url: str, key: str | None, *, general_loss: float, suites_of: Callable[[str], Sequence[Path]]
+    ) -> None:
         self._url = url.rstrip("/")
         self._key = key
         self._general_loss = general_loss
+        self._suites_of = suites_of
 
     def wait(self, model: str, check: Check, tell: Tell) -> None:
         """See `Judge`: until the endpoint is ready and lists the model. No failure ends the wait; `check` does."""
@@ -237,6 +240,7 @@ class EndpointJudge:
                 champion=contest.champion,
                 base=contest.base,
                 dataset=dataset,
+                suites=self._suites_of(contest.agent),
                 template=template,
             )
         except GateError as error:

@@ -63,6 +63,7 @@ class Trained:
 class Contest:
     """Who is compared, by the names that the endpoint serves them under; no champion for an agent's first adapter."""
 
+    agent: str
     candidate: str
     champion: str | None
     base: str

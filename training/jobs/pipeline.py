@@ -163,7 +163,7 @@ class Pipeline:
         against = champion.engine_name if champion else version.base
         self._claims.tell(job.id, f"{version.engine_name} against {against}")
         verdict = self._parts.judge.judge(
-            Contest(version.engine_name, champion.engine_name if champion else None, version.base),
+            Contest(job.agent, version.engine_name, champion.engine_name if champion else None, version.base),
             dataset,
             self.folder(job),
             hold.check,
@@ -282,7 +282,7 @@ class Pipeline:
 
 
 class Teller:
-    """Passes a trainer's status on: to the hold at each look, into the row every few seconds, each tenth as an event."""
+    """Passes a trainer's status on: into the row every few seconds, as an event at each tenth; the hold may end it."""
 
     def __init__(self, claims: Claims, job: Job, hold: Hold) -> None:
         self._claims = claims

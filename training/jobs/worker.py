@@ -23,7 +23,9 @@ from training.jobs.triggers import Triggers
 log = logging.getLogger(__name__)
 
 HEARTBEATS = 4
-"""heartbeats in the time of a lease"""
+"""heartbeats in the time of a lease, at least"""
+LONGEST_BEAT_S = 2.0
+"""how soon a job hears that it is to be cancelled"""
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ class Worker:
         self._triggers = triggers
         self._capacity = capacity
         self._pace = pace
-        self._beat_s = claims.lease_s / HEARTBEATS
+        self._beat_s = min(claims.lease_s / HEARTBEATS, LONGEST_BEAT_S)
         self._stopping = threading.Event()
         self._ended = threading.Event()
         self._wake = threading.Event()
