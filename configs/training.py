@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -36,7 +37,10 @@ class TrainingSettings(BaseModel):
     canary_share: float = Field(0.1, gt=0, le=1, description="share of an agent's sessions that a canary answers")
     canary_requests: int = Field(200, ge=1, description="rewarded requests of the canary that end the test")
     canary_timeout_s: float = Field(86_400.0, ge=0, description="longest canary; then the gate's verdict stands")
-    general_loss: float = Field(0.01, ge=0, le=1, description="most that a candidate may lose on the general set")
+    general_loss: float = Field(
+        0.01, ge=0, le=1, description="most that a candidate may lose on the general set and on suites"
+    )
+    suites: tuple[Path, ...] = Field((), description="JSONL files of questions on which no agent's candidate may lose")
 
     usd_per_gpu_hour: float = Field(0.5, ge=0, description="price of a GPU hour, for costs and budgets")
     usd_per_cpu_hour: float = Field(0.0, ge=0, description="price of an hour of a job without a GPU")
@@ -70,8 +74,11 @@ class TrainingPreset(BaseModel):
         None, ge=1, description="most rows of one label, as a multiple of the median label's; default: all"
     )
     epochs: float | None = Field(None, gt=0, description="passes over the cases; default: by their number and the base")
-    early_stopping: int = Field(3, ge=0, description="looks at the validation cases without gain that end a run; 0: none")
+    early_stopping: int = Field(
+        3, ge=0, description="looks at the validation cases without gain that end a run; 0: none"
+    )
     batch_tokens: int | None = Field(None, ge=16, description="tokens of a step; default: by the machine and the cases")
     max_length: int = Field(2048, ge=16, description="tokens of a training row; longer ones are left out and counted")
     backend: Backend = Field("native", description="who prepares the model; unsloth must be installed")
+    suites: tuple[Path, ...] = Field((), description="JSONL files of questions on which a candidate may not lose")
     report_to: tuple[Tracker, ...] = Field(("tensorboard",), description="where metrics go besides metrics.jsonl")

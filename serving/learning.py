@@ -64,7 +64,12 @@ def compose_worker(
         cases=BankCases(bank, training.reward_threshold),
         datasets=BankDatasets(bank, partial(_config_of, settings, presets), settings.home),
         trainers=ProcessTrainers(partial(_training_of, presets), lambda: has_gpus, training.cpu_threads),
-        judge=EndpointJudge(endpoint.url, endpoint.key, general_loss=training.general_loss),
+        judge=EndpointJudge(
+            endpoint.url,
+            endpoint.key,
+            general_loss=training.general_loss,
+            suites_of=lambda agent: (*training.suites, *_training_of(presets, agent).suites),
+        ),
         canaries=Canaries(
             CaseRewards(database), requests=training.canary_requests, timeout_s=training.canary_timeout_s
         ),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,7 @@ class TemplateCheck:
 
 
 def record_template(
-    template: str, rows: Sequence[Mapping[str, Any]], ids: Sequence[tuple[Sequence[int], Sequence[int]]]
+    template: str, rows: Sequence[Mapping[str, Any]], ids: Sequence[tuple[Iterable[int], Iterable[int]]]
 ) -> TemplateRecord:
     """Record the trainer's `template`, and for each row (`messages`, `completion`, `tools`) its two kinds of tokens."""
     samples = [

@@ -44,8 +44,8 @@ class Launcher(BaseModel):
         return self
 
 
-_NOT_THE_TRAINERS = {"enabled", "record", "reward_quantile", "general_share", "label_ratio"}
-"""keys of a preset that tell which cases are kept and learned"""
+_NOT_THE_TRAINERS = {"enabled", "record", "reward_quantile", "general_share", "label_ratio", "suites"}
+"""keys of a preset that tell which cases are kept and learned, and how a candidate is judged"""
 
 
 class TrainingConfig(BaseModel):
