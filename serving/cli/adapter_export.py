@@ -50,8 +50,12 @@ def export(
     name: Name,
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="New folder to write.")],
     *,
-    kind: Annotated[Format, typer.Option("--format", help="What to write.")] = Format.PEFT,
-    dtype: Annotated[Dtype, typer.Option("--dtype", help="Numbers of a merged model.")] = Dtype.BF16,
+    kind: Annotated[
+        Format, typer.Option("--format", metavar="peft|merged|gguf-q8_0|gguf-f16", help="What to write.")
+    ] = Format.PEFT,
+    dtype: Annotated[
+        Dtype, typer.Option("--dtype", metavar="bf16|fp16", help="Numbers of a merged model.")
+    ] = Dtype.BF16,
     base: Annotated[
         str | None,
         typer.Option(

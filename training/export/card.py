@@ -68,7 +68,7 @@ class Card:
                 "layers adapted": ", ".join(version.target_modules) or "not recorded",
                 "version": version.version,
                 "digest": f"sha256:{version.digest}",
-                "came from": version.source,
+                "came from": _origin(version.source),
                 "registered": f"{version.created_at:%Y-%m-%d %H:%M} UTC",
                 "format": self.format,
                 "licence": self.license or "not stated; the base model's licence applies to what is made from it",
@@ -151,6 +151,12 @@ def license_of(base: Path) -> str | None:
         return None
     found = _LICENSE.search(front[1]) if front else None
     return found[1] if found else None
+
+
+def _origin(source: str) -> str:
+    """A source as others may read it: of a path on this machine only the last part."""
+    path = Path(source)
+    return f"a local folder or archive, {path.name}" if path.is_absolute() else source
 
 
 def _table(values: Mapping[str, Any]) -> Iterator[str]:

@@ -117,4 +117,4 @@ def _rise(before: float, after: float) -> float:
 
 
 def _alike(left: tuple[Any, ...], right: tuple[Any, ...]) -> float:
-    return sum(one == other for one, other in zip(left, right, strict=True)) / len(left)
+    return sum(bool(one == other) for one, other in zip(left, right, strict=True)) / len(left)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from training.export.cases import CaseSet, ExportCase
 from training.export.check import Measured, first_line
+from training.export.errors import ExportError, ExportRefused
 
 if TYPE_CHECKING:
     import torch
@@ -144,13 +145,20 @@ def _quiet() -> Iterator[None]:
 def _encode(tokenizer: Any, case: ExportCase) -> Encoded:
     prompt = tokenizer(_prompt(tokenizer, case), add_special_tokens=False)["input_ids"]
     answer = tokenizer(case.answer, add_special_tokens=False)["input_ids"]
-    return Encoded(tuple(prompt), (*answer, tokenizer.eos_token_id))
+    end = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
+    return Encoded(tuple(prompt), (*answer, *end))
 
 
 def _prompt(tokenizer: Any, case: ExportCase) -> str:
-    text: str = tokenizer.apply_chat_template(
-        [dict(each) for each in case.messages], add_generation_prompt=True, tokenize=False
-    )
+    from jinja2 import TemplateError
+
+    if not tokenizer.chat_template:
+        raise ExportRefused("the base has no chat template, so the export cannot be checked; --no-check leaves it out")
+    messages = [dict(each) for each in case.messages]
+    try:
+        text: str = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    except (TemplateError, TypeError, ValueError) as error:
+        raise ExportError(f"the base's chat template does not take a case's messages: {error}") from None
     return text
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,7 @@ def test_a_peft_folder_registers_as_the_version_that_it_came_from(registry: Adap
         r"3\|1",
     ):
         assert told in card
+    assert str(embedded.ADAPTERS) not in card
     for command in ("AutoPeftModelForCausalLM", "loradock adapters add support-agent"):
         assert command in card
 
@@ -128,6 +130,15 @@ def test_cases_without_labels_are_judged_by_likelihood_alone() -> None:
     assert report.reference_accuracy is None
     assert report.same_answers is None
     assert report.lost == max(report.perplexity_lost, report.tokens_lost)
+
+
+def test_a_base_without_a_chat_template_is_checked_by_nobody(tmp_path: Path) -> None:
+    for file in embedded.BASE.iterdir():
+        if file.name != "chat_template.jinja":
+            shutil.copyfile(file, tmp_path / file.name)
+    plain = merged_model(tmp_path, 0)
+    with pytest.raises(ExportRefused, match="--no-check"):
+        check_loss(plain, plain, _cases(2))
 
 
 def test_the_base_alone_has_lost_the_adapter() -> None:
