@@ -53,22 +53,36 @@ def by_agent(database: Database, agent: str | None, reward_threshold: float) -> 
     served = sa.and_(CaseRow.source == "served", CaseRow.reward.is_not(None))
     query = sa.select(
         CaseRow.agent,
-        sa.func.count(),
-        _count(CaseRow.repeat_of.is_not(None)),
-        _count(CaseRow.reward.is_not(None)),
-        _count(sa.and_(CaseRow.repeat_of.is_(None), eligible(reward_threshold))),
-        _count(CaseRow.corrected.is_(True)),
-        _count(CaseRow.split == "holdout"),
-        sa.func.avg(CaseRow.reward),
-        _count(served),
-        _count(sa.and_(served, CaseRow.reward >= reward_threshold)),
-        sa.func.max(CaseRow.created_at, type_=CaseRow.created_at.type),
+        sa.func.count().label("cases"),
+        _count(CaseRow.repeat_of.is_not(None)).label("repeats"),
+        _count(CaseRow.reward.is_not(None)).label("rewarded"),
+        _count(sa.and_(CaseRow.repeat_of.is_(None), eligible(reward_threshold))).label("eligible"),
+        _count(CaseRow.corrected.is_(True)).label("corrected"),
+        _count(CaseRow.split == "holdout").label("holdout"),
+        sa.func.avg(CaseRow.reward).label("mean"),
+        _count(served).label("judged"),
+        _count(sa.and_(served, CaseRow.reward >= reward_threshold)).label("won"),
+        sa.func.max(CaseRow.created_at, type_=CaseRow.created_at.type).label("last"),
     ).group_by(CaseRow.agent)
     if agent is not None:
         query = query.where(CaseRow.agent == storable_key(agent))
     with database.read() as session:
         rows = session.execute(query).all()
-    found = [AgentStatistics(*told, _share(won, judged), last) for *told, judged, won, last in rows]
+    found = [
+        AgentStatistics(
+            agent=row.agent,
+            cases=row.cases,
+            repeats=row.repeats,
+            rewarded=row.rewarded,
+            eligible=row.eligible,
+            corrected=row.corrected,
+            holdout=row.holdout,
+            mean_reward=row.mean,
+            win_rate=_share(row.won, row.judged),
+            last=row.last,
+        )
+        for row in rows
+    ]
     return sorted(found, key=lambda each: (each.agent is None, each.agent or ""))
 
 
@@ -79,10 +93,10 @@ def by_version(
     query = (
         sa.select(
             CaseRow.adapter,
-            sa.func.count(),
-            _count(CaseRow.reward.is_not(None)),
-            sa.func.avg(CaseRow.reward),
-            _count(CaseRow.reward >= reward_threshold),
+            sa.func.count().label("cases"),
+            _count(CaseRow.reward.is_not(None)).label("rewarded"),
+            sa.func.avg(CaseRow.reward).label("mean"),
+            _count(CaseRow.reward >= reward_threshold).label("won"),
         )
         .where(CaseRow.agent == storable_key(agent), CaseRow.source == "served")
         .group_by(CaseRow.adapter)
@@ -91,7 +105,9 @@ def by_version(
         query = query.where(CaseRow.created_at > since)
     with database.read() as session:
         rows = session.execute(query).all()
-    found = [VersionStatistics(*told, _share(won, told[2])) for *told, won in rows]
+    found = [
+        VersionStatistics(row.adapter, row.cases, row.rewarded, row.mean, _share(row.won, row.rewarded)) for row in rows
+    ]
     return sorted(found, key=lambda each: each.adapter or "")
 
 
