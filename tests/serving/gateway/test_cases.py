@@ -62,6 +62,12 @@ async def test_feedback_right_after_the_answer_finds_its_case(endpoint: Endpoint
     assert corrected.json()["reward"] == 1.0, "given before, and a correction alone does not take it back"
 
 
+async def test_the_official_clients_ids_are_enough_for_feedback(endpoint: Endpoint) -> None:
+    asked = await endpoint.openai.chat.completions.create(model="legal", messages=[{"role": "user", "content": "x"}])
+    for name in (asked.id, asked._request_id):
+        assert (await judge(endpoint, response_id=name, reward="down")).json()["reward"] == 0.0
+
+
 async def test_a_stream_becomes_one_message(start: StartEndpoint, scripted: Scripted, scripted_url: str) -> None:
     endpoint = await start(scripted_url, MODEL)
     scripted.script = stream(delta("one "), delta("two"), event(b"[DONE]"))
