@@ -137,8 +137,8 @@ def jobs(
     if not documents:
         out.line("no jobs")
         return
-    columns = ("job", "agent", "state", "priority", ">place", "detail", ">seconds", ">usd")
-    out.table(columns, [_row(document) for document in documents])
+    shown = ("job", "agent", "state", "priority", ">place", "detail", ">seconds", ">usd")
+    out.table(shown, [_row(document) for document in documents])
 
 
 def status(ctx: typer.Context, job: MaybeJobId = None, as_json: AsJson = False) -> None:

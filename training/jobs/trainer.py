@@ -106,11 +106,11 @@ def _start(folder: Path, gpus: tuple[int, ...], command: TrainerCommand) -> subp
 
 
 def _environ(gpus: tuple[int, ...]) -> dict[str, str]:
-    # CUDA_DEVICE_ORDER: so that numbers mean what nvidia-smi says
     return {
         **os.environ,
         "CUDA_VISIBLE_DEVICES": ",".join(map(str, gpus)),
-        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # so that numbers mean what nvidia-smi says
+        "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin while they wait would take turns from what serves
     }
 
 

@@ -94,10 +94,13 @@ class Triggers:
         self._note(agent, "start", reason.code, reason.text, job.id)
 
     def _reason(self, agent: str, jobs: tuple[Job, ...]) -> tuple[Reason | None, str]:
-        """Why a job should start now, or what is waited for."""
-        last = next((job for job in jobs if "dataset" in job.progress), None)
-        kept = last.progress["dataset"] if last is not None else None
-        since = datetime.fromisoformat(kept["at"]) if kept else None
+        """Why a job should start now, or what is waited for.
+
+        A job that failed or was cancelled counts too: the same cases do not start another.
+        """
+        last = jobs[0] if jobs else None
+        since = _seen_until(last) if last is not None else None
+        kept = next((job.progress["dataset"] for job in jobs if "dataset" in job.progress), None)
         known = kept["train"] + kept["validation"] + kept["holdout"] if kept else 0
         needed = max(self._rules.min_cases, math.ceil(self._rules.growth * known))
         new = self._parts.cases.eligible(agent, since)
@@ -110,10 +113,12 @@ class Triggers:
 
     def _changed(self, agent: str, last: Job) -> Reason | None:
         """Whether the base, or how it renders conversations, is not what the last job trained for."""
-        trained = last.progress.get("base", {})
+        trained = last.progress.get("base")
+        if trained is None:
+            return None
         try:
             base = choose_base(
-                last.request.base or trained.get("name"),
+                last.request.base or trained["name"],
                 agent,
                 self._parts.bases(),
                 self._registry.snapshot(),
@@ -121,9 +126,9 @@ class Triggers:
             )
         except Hopeless:
             return None
-        if trained.get("weights") != base.weights:
+        if trained["weights"] != base.weights:
             return Reason("base_changed", f"the base {base.name} is not the one trained for")
-        if trained.get("template") != base.template:
+        if trained["template"] != base.template:
             return Reason("template_changed", f"the template of {base.name} is not the one trained with")
         return None
 
@@ -143,8 +148,8 @@ class Triggers:
         figure = gate_figure(made["gate"]) if made else None
         if champion is None or made is None or figure is None:
             return None
-        promoted = datetime.fromisoformat(made["promoted_at"])
-        standing = self._parts.cases.standing(agent, champion.engine_name, promoted)
+        since = max(datetime.fromisoformat(made["promoted_at"]), jobs[0].created_at)
+        standing = self._parts.cases.standing(agent, champion.engine_name, since)
         if standing.count < MIN_REWARDS:
             return None
         error = math.sqrt(max(standing.mean * (1 - standing.mean), 1 / standing.count) / standing.count)
@@ -174,6 +179,12 @@ class Triggers:
                 log.info("trigger of %s: %s, %s: %s", agent, action, reason, detail)
             else:
                 row.detail, row.last_at = detail, at
+
+
+def _seen_until(job: Job) -> datetime:
+    """Cases up to then have been in a job's hands."""
+    kept = job.progress.get("dataset")
+    return datetime.fromisoformat(kept["at"]) if kept else job.created_at
 
 
 def gate_figure(report: Any) -> float | None:

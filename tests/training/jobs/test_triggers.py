@@ -138,3 +138,20 @@ def test_cases_are_counted_in_the_casebank(database: Database, tmp_path: Path) -
         bank.add([Case([{"role": "user", "content": f"question {index} about law"}], "legal", answer, reward=reward)])
     assert (list(cases.agents()), cases.eligible("legal")) == (["legal"], 2)
     assert cases.eligible("legal", now()) == 0
+
+
+def test_the_same_cases_do_not_start_a_job_again_after_a_failure(
+    store: JobStore, registry: AdapterRegistry, scripted: Scripted
+) -> None:
+    asked_since = []
+
+    def eligible(agent: str, since: object = None) -> int:
+        asked_since.append(since)
+        return 0 if since else 200
+
+    scripted.eligible = eligible  # type: ignore[method-assign]
+    job = look(store, registry, scripted).job
+    assert job is not None
+    store.cancel(job)
+    assert look(store, registry, scripted).action == "wait"
+    assert asked_since == [None, store.get(job).created_at]
