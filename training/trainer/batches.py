@@ -12,7 +12,7 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from training.trainer.rows import Row
 
@@ -23,7 +23,6 @@ IGNORED = -100
 """label of tokens without loss, as in torch and transformers"""
 BUCKET = 64
 """steps whose rows are sorted by length together; their order is shuffled again"""
-Layout = Literal["padded", "packed"]
 
 
 @dataclass(frozen=True, slots=True)

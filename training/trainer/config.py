@@ -81,6 +81,7 @@ class TrainingConfig(BaseModel):
     batch_tokens: int | None = Field(None, ge=16, description="tokens of one step, over all processes")
     micro_tokens: int | None = Field(None, ge=16, description="tokens that one process holds at once")
     max_length: int | None = Field(None, ge=16, description="tokens of a row; longer ones are left out and counted")
+    packing: bool | None = Field(None, description="rows behind one another; default: with flash attention on a GPU")
     gradient_checkpointing: bool | None = Field(None, description="recompute activations; default: on GPUs")
     seed: int = Field(20, ge=0, description="of weights, dropout and order")
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from training.trainer import step as steps
-from training.trainer.batches import Batch, Layout, Schedule, counted, idle, packed, padded, share
+from training.trainer.batches import Batch, Schedule, counted, idle, packed, padded, share
 from training.trainer.checkpoints import Checkpoint, Checkpoints
 from training.trainer.config import TrainingConfig
 from training.trainer.errors import OutOfMemory, TrainerError, TrainingDiverged
@@ -27,7 +27,7 @@ from training.trainer.watch import MAX_ROLLBACKS, Pace, Unhealthy, Watch, check_
 
 if TYPE_CHECKING:
     import torch
-    from accelerate import Accelerator
+    from accelerate import Accelerator  # type: ignore[import-untyped]
 
 PROGRESS = "progress.json"
 BEST = "best.safetensors"
@@ -76,7 +76,7 @@ class RunState:
 
 @dataclass(frozen=True)
 class Parts:
-    """What the loop is built from. `loss` is the summed loss of a batch; `layout` how rows become one."""
+    """What the loop is built from. `loss` is the summed loss of a batch."""
 
     config: TrainingConfig
     accelerator: Accelerator
@@ -90,7 +90,6 @@ class Parts:
     status: StatusFile
     stopping: Callable[[], bool]
     loss: Callable[[torch.nn.Module, Batch], torch.Tensor] = steps.summed_loss
-    layout: Layout = "padded"
 
 
 class Loop:
@@ -218,7 +217,7 @@ class Loop:
     def _batch(self, rows: Sequence[Row]) -> Batch:
         if not rows:
             return idle(self._parts.pad)
-        return packed(rows) if self._parts.layout == "packed" else padded(rows, self._parts.pad)
+        return packed(rows) if self._parts.config.packing else padded(rows, self._parts.pad)
 
     # memory
 

@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from training.trainer.memory import Thrift
 
 if TYPE_CHECKING:
     import torch
-    from accelerate import Accelerator
+    from accelerate import Accelerator  # type: ignore[import-untyped]
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 ROUTERS = frozenset({"gate", "router", "shared_expert_gate"})
@@ -132,6 +133,11 @@ def save_output(
     return folder
 
 
+def has_flash_attention(device: torch.device) -> bool:
+    """Whether rows behind one another cost no more attention than rows apart."""
+    return device.type == "cuda" and find_spec("flash_attn") is not None
+
+
 def _load_base(config: TrainingConfig, thrift: Thrift, device: torch.device) -> PreTrainedModel:
     import torch
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
@@ -140,6 +146,8 @@ def _load_base(config: TrainingConfig, thrift: Thrift, device: torch.device) -> 
     logging.disable_progress_bar()  # the log of a job is read by people
     on_gpu = device.type == "cuda"
     options: dict[str, Any] = {"dtype": torch.bfloat16 if on_gpu and config.method != "full" else torch.float32}
+    if config.packing and has_flash_attention(device):
+        options["attn_implementation"] = "flash_attention_2"
     if on_gpu:
         options["device_map"] = {"": device.index or 0}
         if thrift.four_bit:

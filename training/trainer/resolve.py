@@ -102,6 +102,7 @@ def resolve(
         "max_length": min(length, base.context) if base.context else length,
         "batch_tokens": batch,
         "micro_tokens": config.micro_tokens or math.ceil(batch / config.launcher.processes),
+        "packing": bool(config.packing),
         "gradient_checkpointing": on_gpu if config.gradient_checkpointing is None else config.gradient_checkpointing,
     }
     return config.model_copy(update=filled)
@@ -123,7 +124,7 @@ def adaptive_rank(base: BaseFacts, data: DataFacts, max_rank: int) -> int:
 
 
 def _rate(config: TrainingConfig, base: BaseFacts) -> float:
-    rate = REFERENCE_RATE * (REFERENCE_HIDDEN / base.hidden_size) ** RATE_EXPONENT
+    rate = REFERENCE_RATE * math.pow(REFERENCE_HIDDEN / base.hidden_size, RATE_EXPONENT)
     return rate * FULL_SHARE if config.method == "full" else rate
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from adapters_registry.errors import SourceError
 from training.gate.template import SAMPLES, record_template
 from training.trainer import model as models
-from training.trainer.batches import Batch, Layout, Schedule
+from training.trainer.batches import Batch, Schedule
 from training.trainer.checkpoints import Checkpoints
 from training.trainer.config import TrainingConfig
 from training.trainer.errors import OutOfMemory, TrainerError, TrainingRefused
@@ -32,7 +32,7 @@ from training.trainer.watch import Pace
 
 if TYPE_CHECKING:
     import torch
-    from accelerate import Accelerator
+    from accelerate import Accelerator  # type: ignore[import-untyped]
     from rich.console import Console
 
 RESOLVED = "resolved.json"
@@ -52,7 +52,6 @@ class Workshop:
 
     load_model: Callable[[TrainingConfig, Thrift, torch.device], torch.nn.Module] = models.load_model
     loss: Callable[[torch.nn.Module, Batch], torch.Tensor] = summed_loss
-    layout: Layout = "padded"
     checkpoints: Callable[..., Checkpoints] = Checkpoints
     stopping: Callable[[], bool] = _never
 
@@ -90,6 +89,8 @@ def _train(given: TrainingConfig, console: Console, workshop: Workshop, status: 
     accelerator = make_accelerator(given)
     on_gpu = accelerator.device.type == "cuda"
     base = _local(given)
+    if base.packing is None:
+        base = base.model_copy(update={"packing": models.has_flash_attention(accelerator.device)})
     tokenizer = models.load_tokenizer(base.base)
     config, material = _prepare(base, ChatFormat(tokenizer), tokenizer.pad_token_id or 0, on_gpu=on_gpu)
     lengths = [len(row) for row in material.train.rows]
@@ -122,7 +123,7 @@ def make_accelerator(config: TrainingConfig) -> Accelerator:
     """Device, precision and processes. Raises TrainingRefused for a GPU that is not there."""
     import torch
     from accelerate import Accelerator
-    from accelerate.utils import ProjectConfiguration
+    from accelerate.utils import ProjectConfiguration  # type: ignore[import-untyped]
 
     if config.device == "cuda" and not torch.cuda.is_available():
         raise TrainingRefused("device is cuda, but torch finds no GPU")
@@ -260,7 +261,6 @@ class _Bench:
             status=self.status,
             stopping=self.workshop.stopping,
             loss=self.workshop.loss,
-            layout=self.workshop.layout,
         )
         return Loop(parts, self.schedule, RunState(thrift, Pace(self.schedule.steps, config.warmup)))
 
