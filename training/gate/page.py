@@ -11,7 +11,7 @@ from training.gate import pictures
 from training.gate.evaluate import Evaluation, Judged
 from training.gate.pictures import BAD, GOOD
 from training.gate.report import BASE, CANDIDATE, CHAMPION, ROLES, GateReport
-from training.gate.verdict import Guard
+from training.gate.verdict import Guard, points
 
 EXAMPLES = 12
 LABELS = 20
@@ -84,8 +84,8 @@ def _bootstrap(report: GateReport) -> str:
         return ""
     reference = CHAMPION if CHAMPION in report.evaluations else BASE
     said = (
-        f"Mean difference in task score to the {reference}: <strong>{bootstrap.mean:+.1%}</strong>; "
-        f"the one-sided lower bound of {bootstrap.lower:+.1%} has to be above zero."
+        f"Mean difference in task score to the {reference}: <strong>{points(bootstrap.mean)}</strong>; "
+        f"the one-sided lower bound of {points(bootstrap.lower)} has to be above zero."
     )
     return (
         f"<h2>Gain over the {reference}</h2><p>{said}</p>{pictures.svg(pictures.draw_bootstrap, bootstrap, 6.4, 2.4)}"
@@ -94,7 +94,7 @@ def _bootstrap(report: GateReport) -> str:
 
 def _guards(report: GateReport) -> str:
     def row(guard: Guard) -> list[str]:
-        shown = [f"{value:.1%}" for value in (guard.reference, guard.candidate, guard.delta, -guard.allowed_loss)]
+        shown = [f"{guard.reference:.1%}", f"{guard.candidate:.1%}", points(guard.delta), points(-guard.allowed_loss)]
         return [escape(guard.name), guard.measure, str(guard.rows), *shown, _mark(guard.ok)]
 
     rows = [row(guard) for guard in report.outcome.guards]

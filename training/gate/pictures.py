@@ -65,14 +65,14 @@ def draw_bootstrap(axes: Axes, bootstrap: Bootstrap) -> None:
     axes.axvline(100 * bootstrap.lower, color=GOOD if passed else BAD, linewidth=1.4, linestyle="--")
     axes.annotate(
         f"lower bound {100 * bootstrap.lower:+.1f}",
-        (100 * bootstrap.lower, max(bootstrap.counts)),
-        xytext=(-5, 0),
+        (100 * bootstrap.lower, 1),
+        xycoords=("data", "axes fraction"),
+        xytext=(0, 2),
         textcoords="offset points",
         color=GOOD if passed else BAD,
-        ha="right",
-        va="top",
+        ha="center",
+        va="bottom",
     )
-    axes.margins(x=0.18)
     axes.set_xlabel("difference in task score, points")
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)

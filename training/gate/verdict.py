@@ -6,7 +6,7 @@ A candidate passes when
 2. the lower bound of the paired bootstrap of its task score minus the reference's is above zero; the reference is the
    champion, or the base where the agent has none,
 3. it loses at most `general_loss` on the general set, and on each suite of one's own, against the reference; a larger
-   loss counts unless it may be chance, which on a hundred questions two or three are (the upper bound of the paired
+   loss counts unless it may be chance, which on a hundred questions two are (the upper bound of the paired
    bootstrap at `GUARD_ERROR` is not below zero),
 4. its share of answers in a valid format is at most `FORMAT_LOSS` under the reference's,
 5. the endpoint renders prompts as the trainer did.
@@ -115,9 +115,7 @@ def decide(
     ]
     if against:
         return Verdict(False, True, tuple(against), bootstrap, tuple(guards))
-    gain = (
-        f"{bootstrap.mean:+.1%} on {len(differences)} rows against {reference.model}, at least {bootstrap.lower:+.1%}"
-    )
+    gain = f"{points(bootstrap.mean)} on {len(differences)} rows against {reference.model}, at least {points(bootstrap.lower)}"
     return Verdict(True, True, (gain,), bootstrap, tuple(guards))
 
 
@@ -145,20 +143,25 @@ def _guard(name: str, measure: str, pairs: Sequence[tuple[float, float]], allowe
     return Guard(name, measure, candidate, reference, len(pairs), allowed_loss, bounds.upper)
 
 
+def points(difference: float) -> str:
+    """A difference of shares, for people."""
+    return f"{100 * difference:+.1f} points"
+
+
 def _gain_against(bootstrap: Bootstrap, reference: str) -> list[str]:
     if bootstrap.lower > 0:
         return []
     return [
-        f"no sure gain over {reference}: {bootstrap.mean:+.1%}, and it may be {bootstrap.lower:+.1%}"
+        f"no sure gain over {reference}: {points(bootstrap.mean)}, and it may be {points(bootstrap.lower)}"
         if bootstrap.mean > 0
-        else f"no gain over {reference}: {bootstrap.mean:+.1%}"
+        else f"no gain over {reference}: {points(bootstrap.mean)}"
     ]
 
 
 def _lost(guard: Guard) -> str:
     what = "the general set" if guard.name == GENERAL else f"suite {guard.name}"
     fall = f"{guard.measure} {guard.reference:.1%} -> {guard.candidate:.1%}"
-    return f"{-guard.delta:.1%} lost on {what} ({fall}), and {guard.allowed_loss:.1%} is allowed"
+    return f"{points(guard.delta)} on {what} ({fall}), and {points(-guard.allowed_loss)} is allowed"
 
 
 def _format_against(candidate: Scores, reference: Scores) -> list[str]:

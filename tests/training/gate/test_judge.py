@@ -86,7 +86,7 @@ def test_a_better_candidate_passes_and_the_report_says_how_much(judged: Callable
     assert 0.2 < report.lower_bound < 0.4
     assert report.general is not None
     assert (report.general.measure, report.general.delta) == ("accuracy", 0)
-    assert "+40.0%" in report.verdict
+    assert "+40.0 points on 60 rows" in report.verdict
 
 
 def test_nothing_that_the_gate_asks_becomes_a_case(judged: Callable[..., GateReport], stub: Stub) -> None:
@@ -117,7 +117,7 @@ def test_a_candidate_that_forgot_what_the_champion_knows_is_refused(
     stub.models[NEW] = knows(0.9, general=False)
     report = judged()
     assert not report.passed
-    assert "lost on the general set" in report.verdict
+    assert "points on the general set" in report.verdict
 
 
 def test_a_champion_that_cannot_answer_is_compared_by_likelihood(judged: Callable[..., GateReport], stub: Stub) -> None:
@@ -128,7 +128,7 @@ def test_a_champion_that_cannot_answer_is_compared_by_likelihood(judged: Callabl
     assert report.general is not None
     assert report.general.measure == "probability"
     stub.sure = {NEW: -4.0, OLD: -2.0}
-    assert "lost on the general set (probability 13.5% -> 1.8%)" in judged().verdict
+    assert "points on the general set (probability 13.5% -> 1.8%)" in judged().verdict
 
 
 def test_a_candidate_whose_answers_lose_their_format_is_refused(judged: Callable[..., GateReport], stub: Stub) -> None:
