@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -44,6 +46,7 @@ class Housekeeper:
         self._thread.join()
 
     def _run(self) -> None:
+        _step_back()
         expire_at = time.monotonic()
         while not self._ended.is_set():
             try:
@@ -59,3 +62,10 @@ class Housekeeper:
         if expired := self._bank.expire(self._retention_days):
             log.info("%d cases were older than %s days and are deleted", expired, self._retention_days)
             self._deleted()
+
+
+def _step_back() -> None:
+    """Let this thread have only what processors have to spare: who must see the latest cases places them by itself."""
+    if hasattr(os, "SCHED_IDLE"):
+        with contextlib.suppress(OSError):
+            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))

@@ -8,7 +8,7 @@ Where cases are redacted there is no inbox, because nothing may be written befor
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -23,9 +23,10 @@ from training.casebank.writing import Prepared, lock_writers
 
 log = logging.getLogger(__name__)
 
-BATCH = 500
+BATCHES = 4
+"""rows of the inbox that are placed in one transaction"""
 _encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(Served).decode
+_decode = msgspec.msgpack.Decoder(list[Served]).decode
 
 
 class OutcomeSink:
@@ -35,67 +36,66 @@ class OutcomeSink:
         self._bank = bank
 
     def write(self, outcomes: Sequence[Any]) -> None:
-        """Append the outcomes that hold an answer. Raises DatabaseError."""
+        """Append the outcomes that hold an answer, as one row: it shares the gateway's interpreter, which must go on.
+
+        Raises DatabaseError.
+        """
         learnable = [each for each in outcomes if each.status == 200 and each.response]
         if not learnable:
             return
+        encoded = _encode(learnable)
         if self._bank.redacts:
-            self._bank.add(_cases([_decode(_encode(each)) for each in learnable]))
+            self._bank.add(_cases(_decode(encoded)))
             return
-        rows = [
-            {
-                "response_id": storable_key(each.request_id),
-                "body_id": storable_key(body_id_of(each.response)),
-                "outcome": _encode(each),
-            }
-            for each in learnable
-        ]
+        names = {name for each in learnable for name in (each.request_id, body_id_of(each.response)) if name}
         with self._bank.database.write() as session:
-            session.execute(sa.insert(InboxRow), rows)
+            session.execute(sa.insert(InboxRow), {"names": _lines(names), "outcomes": encoded})
 
 
 def settle(bank: CaseBank, response_id: str | None = None) -> int:
-    """Turn what lies in the inbox into cases, oldest first; only that of one response, if given. Returns how many.
+    """Turn what lies in the inbox into cases, oldest first; given a response, only what was written with it.
 
-    Safe to call from several processes at once. Raises DatabaseError.
+    Returns how many. Safe to call from several processes at once. Raises DatabaseError.
     """
     settled = 0
-    while batch := _read(bank, response_id):
-        settled += _place(bank, batch)
-        if len(batch) < BATCH:
-            break
+    while batches := _read(bank, response_id):
+        settled += _place(bank, batches)
     return settled
 
 
 def _read(bank: CaseBank, response_id: str | None) -> list[tuple[int, bytes]]:
-    query = sa.select(InboxRow.id, InboxRow.outcome).order_by(InboxRow.id).limit(BATCH)
+    query = sa.select(InboxRow.id, InboxRow.outcomes).order_by(InboxRow.id).limit(BATCHES)
     if response_id is not None:
-        key = storable_key(response_id)
-        query = query.where(sa.or_(InboxRow.response_id == key, InboxRow.body_id == key))
+        query = query.where(InboxRow.names.contains(_lines([response_id]), autoescape=True))
     with bank.database.read() as session:
-        return [(row.id, row.outcome) for row in session.execute(query)]
+        return [(row.id, row.outcomes) for row in session.execute(query)]
 
 
-def _place(bank: CaseBank, batch: Sequence[tuple[int, bytes]]) -> int:
-    prepared = {row_id: _prepare(bank, outcome) for row_id, outcome in batch}
+def _place(bank: CaseBank, batches: Sequence[tuple[int, bytes]]) -> int:
+    prepared = {row_id: _prepare(bank, outcomes) for row_id, outcomes in batches}
     with bank.database.write() as session:
         lock_writers(session)
         # another process may have settled some of them since they were read
         gone = sa.delete(InboxRow).where(InboxRow.id.in_(prepared)).returning(InboxRow.id)
         mine = sorted(session.scalars(gone))
-        chosen = [ready for row_id in mine if (ready := prepared[row_id]) is not None]
+        chosen = [ready for row_id in mine for ready in prepared[row_id]]
         return len(bank.place(session, chosen).ids) if chosen else 0
 
 
-def _prepare(bank: CaseBank, outcome: bytes) -> Prepared | None:
-    """One case by itself: one that cannot be stored must not keep the others out."""
-    try:
-        ready = bank.prepare(_cases([_decode(outcome)]))
-    except (CaseInvalid, msgspec.DecodeError) as error:
-        log.warning("a served request cannot become a case: %s", error)
-        return None
-    return ready[0] if ready else None
+def _prepare(bank: CaseBank, outcomes: bytes) -> list[Prepared]:
+    """The cases of one row. What cannot be stored must not keep the others out."""
+    ready: list[Prepared] = []
+    for case in _cases(_decode(outcomes)):
+        try:
+            ready += bank.prepare([case])
+        except CaseInvalid as error:
+            log.warning("request %s cannot become a case: %s", case.response_id, error)
+    return ready
 
 
 def _cases(served: Sequence[Served]) -> list[Case]:
     return [case for each in served if (case := case_of(each)) is not None]
+
+
+def _lines(names: Iterable[str]) -> str:
+    return "".join(f"\n{storable_key(name)}\n" for name in names)

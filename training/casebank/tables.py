@@ -74,14 +74,17 @@ class BandRow(Base):
 
 
 class InboxRow(Base):
-    """A served request that has not become a case yet; `outcome` is msgpack of `training.casebank.served.Served`."""
+    """Served requests that have not become cases yet, as many as were written at once.
+
+    `outcomes` is msgpack of a list of `training.casebank.served.Served`; `names` holds the ids by which clients know
+    them, a line each.
+    """
 
     __tablename__ = "case_inbox"
 
     id: Mapped[int] = mapped_column(primary_key=True)
-    response_id: Mapped[str | None] = mapped_column(sa.String(255), index=True)
-    body_id: Mapped[str | None] = mapped_column(sa.String(255), index=True)
-    outcome: Mapped[bytes] = mapped_column(sa.LargeBinary)
+    names: Mapped[str] = mapped_column(sa.Text)
+    outcomes: Mapped[bytes] = mapped_column(sa.LargeBinary)
 
 
 class ImportRow(Base):

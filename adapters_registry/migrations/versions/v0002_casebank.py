@@ -34,13 +34,10 @@ def upgrade() -> None:
     op.create_table(
         "case_inbox",
         sa.Column("id", sa.Integer, nullable=False),
-        sa.Column("response_id", sa.String(255)),
-        sa.Column("body_id", sa.String(255)),
-        sa.Column("outcome", sa.LargeBinary, nullable=False),
+        sa.Column("names", sa.Text, nullable=False),
+        sa.Column("outcomes", sa.LargeBinary, nullable=False),
         sa.PrimaryKeyConstraint("id", name="pk_case_inbox"),
     )
-    for column in ("response_id", "body_id"):
-        op.create_index(f"ix_case_inbox_{column}", "case_inbox", [column])
     op.create_table(
         "case_imports",
         sa.Column("id", sa.String(36), nullable=False),
