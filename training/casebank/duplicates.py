@@ -25,8 +25,6 @@ THRESHOLD = 0.8
 BANDS, ROWS = 21, 6
 """two texts of similarity .8 meet in one of 21 bands of 6 with probability .998, of .5 with .28"""
 _SEED = 1
-_REMEMBERED = 100_000
-"""lines of which the rests are remembered"""
 
 # lower-case letters of Cyrillic and Greek that look like Latin ones, or whose capitals do
 LOOK_ALIKES = str.maketrans(
@@ -95,7 +93,7 @@ def signatures(texts: Iterable[str]) -> Iterator[Signature]:
 
     for text in texts:
         sketch = MinHash(num_perm=PERMUTATIONS, seed=_SEED, permutations=_permutations(), scheme="affine32")
-        sketch.update_batch(_shingles(text))
+        sketch.update_batch([shingle.encode("utf-8", "surrogatepass") for shingle in shingles(text)])
         yield sketch.hashvalues
 
 
@@ -107,11 +105,10 @@ def _permutations() -> NDArray[np.uint32]:
     return permutations
 
 
-def _shingles(text: str) -> list[bytes]:
+def shingles(text: str) -> set[str]:
     """Words and pairs of neighbours, each once. Longer runs would miss a changed word in texts under 20 words."""
     singles = words(text)
-    pairs = (f"{first} {second}" for first, second in pairwise(singles))
-    return [shingle.encode("utf-8", "surrogatepass") for shingle in {*singles, *pairs}]
+    return {*singles, *(f"{first} {second}" for first, second in pairwise(singles))}
 
 
 class NearDuplicates:
@@ -176,37 +173,3 @@ def _bands(signature: Signature) -> list[int]:
 
 def _is_blank(signature: Signature) -> bool:
     return bool((signature == np.iinfo(np.uint32).max).all())
-
-
-def shared_lines(texts: Iterable[str], least: int = 20) -> frozenset[str]:
-    """Lines (normalised) that come with at least `least` different rests: the fixed part of a template.
-
-    An instruction that stands above each input would make every text a near duplicate of every other; compare
-    `without_lines(text, shared_lines(texts))` instead. Lines that are seldom seen are forgotten on the way, so that
-    memory stays bounded (lossy counting, Manku and Motwani 2002).
-    """
-    rests: dict[str, set[int]] = {}
-    limit = _REMEMBERED
-    for text in texts:
-        hashes = {line: hash(line) for line in _lines(text)}
-        whole = sum(hashes.values())
-        if len(hashes) > 1:
-            for line, own in hashes.items():
-                known = rests.setdefault(line, set())
-                if len(known) < least:
-                    known.add(whole - own)
-        if len(rests) > limit:
-            rests = {line: known for line, known in rests.items() if len(known) > 1}
-            limit = max(_REMEMBERED, 2 * len(rests))
-    return frozenset(line for line, known in rests.items() if len(known) >= least)
-
-
-def without_lines(text: str, lines: frozenset[str]) -> str:
-    """`text` without those `lines`; all of it when nothing else is left."""
-    if not lines:
-        return text
-    return "\n".join(line for line in text.splitlines() if normalise(line) not in lines).strip() or text
-
-
-def _lines(text: str) -> list[str]:
-    return [normal for line in text.splitlines() if line.strip() and (normal := normalise(line))]

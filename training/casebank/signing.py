@@ -30,11 +30,10 @@ def keys_of(agent: str | None, signature: bytes) -> set[int]:
     return keys
 
 
-def most_similar(signature: bytes, others: Sequence[bytes]) -> int | None:
-    """The position of the nearest of `others`, the first of equals; None where none is a near duplicate."""
+def similar(signature: bytes, others: Sequence[bytes]) -> list[int]:
+    """The positions of the near duplicates among `others`, the nearest first."""
     if not others:
-        return None
+        return []
     stacked = np.frombuffer(b"".join(others), _DTYPE).reshape(-1, PERMUTATIONS)
     shared = np.mean(stacked == np.frombuffer(signature, _DTYPE), axis=1)
-    best = int(np.argmax(shared))
-    return best if shared[best] >= THRESHOLD else None
+    return [int(at) for at in np.argsort(-shared, kind="stable") if shared[at] >= THRESHOLD]

@@ -32,13 +32,16 @@ from training.casebank.case import (
 from training.casebank.duplicates import normalise
 from training.casebank.errors import CaseInvalid
 from training.casebank.ids import new_id
-from training.casebank.signing import keys_of, most_similar, sign
+from training.casebank.signing import keys_of, sign, similar
 from training.casebank.tables import BandRow, CaseRow
+from training.casebank.templates import STEP, fill_one_template
 
 CHUNK = 500
 """cases placed at once"""
 BUCKET = 8
 """cases kept under one key: with more, as where prompts are one template, each new case would meet all before it"""
+TRIED = 5
+"""near duplicates that are looked at for one that does not merely fill the same template"""
 WRITER_LOCK = 0x6C6F726163617365
 """key of PostgreSQL's advisory lock ("loracase" in ASCII)"""
 _KEYS = ("agent", "episode", "session", "user", "owner", "response_id", "body_id", "task_type", "adapter", "base")
@@ -107,6 +110,7 @@ class _Placing:
         self._heads: dict[tuple[str | None, str], tuple[_Known, str]] = {}
         self._episodes: dict[tuple[str | None, str], _Known] = {}
         self._neighbours: dict[int, list[_Known]] = defaultdict(list)
+        self._texts: dict[str, str] = {}
         self._rows: list[dict[str, Any]] = []
         self._band_rows: list[dict[str, Any]] = []
 
@@ -130,6 +134,7 @@ class _Placing:
         cluster = known.cluster if known else case.id
         split = case.split or (known.split if known else draw_split(case.episode or each.text, self._share))
         me = _Known(case.id, cluster, split, each.signature)
+        self._texts[case.id] = each.text
         repeat_of = None
         if head is None:
             self._heads[case.agent, case.content_hash] = (me, case.source)
@@ -155,8 +160,18 @@ class _Placing:
         if episode is not None:
             return episode
         near = list({known.id: known for key in each.keys for known in self._neighbours.get(key, ())}.values())
-        best = most_similar(each.signature, [known.signature for known in near])
-        return None if best is None else near[best]
+        for at in similar(each.signature, [known.signature for known in near])[:TRIED]:
+            if len(each.text.split()) < STEP or not fill_one_template(each.text, self._text_of(near[at])):
+                return near[at]
+        return None
+
+    def _text_of(self, known: _Known) -> str:
+        """The normal form of a stored prompt; read for all neighbours at once, since few chunks need any."""
+        if known.id not in self._texts:
+            ids = {each.id for bucket in self._neighbours.values() for each in bucket} - self._texts.keys()
+            rows = self._session.execute(sa.select(CaseRow.id, CaseRow.messages).where(self._among(CaseRow.id, ids)))
+            self._texts |= {row.id: normalise(Case(row.messages).prompt_text) for row in rows}
+        return self._texts[known.id]
 
     def _replace_head(self, old: str, new: str) -> None:
         for row in self._rows:

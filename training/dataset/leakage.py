@@ -37,7 +37,7 @@ class Meeting:
 
 
 def fingerprint(asked: Asked, template: frozenset[str] = frozenset()) -> Fingerprint:
-    """What of `asked` is compared; `template` holds lines that do not count."""
+    """What of `asked` is compared; what `template` marks does not count."""
     texts = compared_texts(asked, template)
     exact = tuple(key for text in texts for key in exact_keys(text))
     # clusters are made of whole prompts, so a template would put all into one

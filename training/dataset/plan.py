@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from training.casebank.case import Case
-from training.casebank.duplicates import shared_lines
+from training.casebank.templates import find_template
 from training.dataset.config import DatasetConfig
 from training.dataset.errors import DatasetEmpty
 from training.dataset.leakage import Fingerprint, Held, fingerprint, meetings
@@ -32,7 +32,7 @@ SUSPICIOUS = 20
 
 @dataclass(slots=True)
 class Plan:
-    """Parts by case id; `template` are lines that prompts share, `held` is what training must not meet."""
+    """Parts by case id; `template` marks what prompts share, `held` is what training must not meet."""
 
     agent: str
     template: frozenset[str]
@@ -63,7 +63,7 @@ def plan_dataset(
 
     Reads the cases twice, and keeps about 1.5 kB of each in memory.
     """
-    template = shared_lines(user_texts(stream()))
+    template = find_template(user_texts(stream()))
     plan = Plan(agent, template, Held(config.similarity), Notes())
     found = _survey(stream(), plan, config, held_before, count_tokens)
     learned = _learned(found, plan, config)

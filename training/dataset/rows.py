@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from training.casebank.case import Case, text_of
-from training.casebank.duplicates import normalise, without_lines, words
+from training.casebank.duplicates import normalise, words
+from training.casebank.templates import without_template
 
 Part = Literal["train", "validation", "holdout"]
 PARTS: tuple[Part, ...] = ("train", "validation", "holdout")
@@ -77,10 +78,10 @@ def prompt_key(case: Case) -> bytes:
 def compared_texts(asked: Asked, template: frozenset[str] = frozenset()) -> list[str]:
     """The texts that a prompt is told by: all that the user says, and the last message where it says enough.
 
-    System prompts are shared by tasks, and so are the lines of `template`. Where no user speaks, everyone counts.
+    System prompts are shared by tasks, and so is what `template` marks. Where no user speaks, everyone counts.
     """
     spoken = [
-        without_lines(text, template)
+        without_template(text, template)
         for message in asked.messages
         if message.get("role") == "user" and (text := text_of(message.get("content"))).strip()
     ]

@@ -8,10 +8,8 @@ import pytest
 from training.casebank.duplicates import (
     NearDuplicates,
     normalise,
-    shared_lines,
     signature,
     signatures,
-    without_lines,
 )
 
 LONG = (
@@ -108,16 +106,3 @@ def test_ten_thousand_short_texts_take_seconds() -> None:
         index.query(signed)
         index.add(str(number), signed)
     assert time.process_time() - started < 10
-
-
-def test_lines_that_stand_above_different_inputs_are_a_template() -> None:
-    template = "Name the intent of the customer's message with one of the seventy-seven labels of the bank."
-    texts = [f"{template}\n\nQuestion {number} about {number * 7}" for number in range(30)]
-    lines = shared_lines([*texts, "unrelated"])
-    assert lines == {normalise(template)}
-    assert without_lines(texts[3], lines) == "Question 3 about 21"
-    assert without_lines(template, lines) == template
-
-
-def test_a_text_repeated_often_is_no_template() -> None:
-    assert shared_lines(["Where is my card?\nI ordered it last week."] * 100) == frozenset()

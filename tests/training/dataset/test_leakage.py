@@ -140,8 +140,11 @@ def test_an_instruction_above_each_input_makes_no_duplicates() -> None:
         check_leakage([cases[1]], [cases[0]])
 
 
-def test_a_template_on_one_line_is_told() -> None:
-    words = sentence(1, 40)
-    cases = [asked(f"{words} case {n}", at=n, split="holdout" if n % 5 == 0 else "train") for n in range(60)]
+def test_a_form_that_nobody_finds_the_template_of_is_told() -> None:
+    form = [sentence(n, 12) for n in range(3)]
+    cases = [
+        asked(f"{form[0]} x{n} {form[1]} y{n} {form[2]}", at=n, split="holdout" if n % 5 == 0 else "train")
+        for n in range(60)
+    ]
     with pytest.raises(DatasetEmpty, match="template suspected"):
         parts_of(*cases)

@@ -31,16 +31,16 @@ def read(file: Path, split: str) -> list[Case]:
 @pytest.mark.slow
 @pytest.mark.skipif(not TRAIN.exists(), reason=f"{TRAIN} is not there; LORADOCK_TEST_DATA names another folder")
 def test_official_test_rows_are_never_learned() -> None:
-    cases = [*read(TRAIN, "train"), *read(TEST, "holdout")]
+    cases = [*read(TRAIN, "train")[::3], *read(TEST, "holdout")]
     started = time.process_time()
     plan = plan_dataset(lambda: cases, "support", DatasetConfig(holdout_max=5000))
     seconds = time.process_time() - started
     parts = Counter(plan.parts.values())
-    assert parts["train"] + parts["validation"] > 9_500
+    assert parts["train"] + parts["validation"] > 3_000
     assert parts["holdout"] > 3_000
-    assert 150 < plan.notes.count("near_holdout") < 300
+    assert 40 < plan.notes.count("near_holdout") < 120
     assert not plan.notes.count("template_suspected")
-    assert seconds < 60
+    assert seconds < 30
     check_leakage(
         (case for case in cases if plan.parts.get(case.id) in {"train", "validation"}),
         (case for case in cases if case.split == "holdout"),
