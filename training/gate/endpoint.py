@@ -151,7 +151,7 @@ class Connection:
         while True:
             async with self._slots:
                 status, document, wait_s = await self._send(body)
-            if status < 400:
+            if status and status < 400:
                 return document
             patience_s = KNOWN_AFTER_S if status == NOT_KNOWN_YET else self._patience_s
             retried = status in NOT_YET or status in {0, NOT_KNOWN_YET}
@@ -174,8 +174,10 @@ class Connection:
             raise EndpointFailed(f"{model} was asked, and {by} answered")
         try:
             document = response.json()
-        except json.JSONDecodeError:
-            document = f"no JSON, status {response.status_code}"
+        except (json.JSONDecodeError, UnicodeDecodeError):
+            raise EndpointFailed(
+                f"what answers at {self._http.base_url} is no endpoint: its answer is no JSON"
+            ) from None
         wait = response.headers.get("retry-after", "")
         return response.status_code, document, min(float(wait), MAX_PAUSE_S) if wait.isdigit() else None
 

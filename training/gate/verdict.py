@@ -115,7 +115,8 @@ def decide(
     ]
     if against:
         return Verdict(False, True, tuple(against), bootstrap, tuple(guards))
-    gain = f"{points(bootstrap.mean)} on {len(differences)} rows against {reference.model}, at least {points(bootstrap.lower)}"
+    at_least = points(bootstrap.lower)
+    gain = f"{points(bootstrap.mean)} on {len(differences)} rows against {reference.model}, at least {at_least}"
     return Verdict(True, True, (gain,), bootstrap, tuple(guards))
 
 

@@ -29,12 +29,14 @@ def render(messages: list[dict[str, Any]], *, opened: bool = False, closed: bool
 class Stub:
     """`models` by name answer a question; `sure` is the log probability a token of anything that they are asked about.
 
-    `faults` are answered first, each once: a status, and seconds of `Retry-After` where there are any.
+    `faults` are answered first, each once: a status, and seconds of `Retry-After` where there are any; before them the
+    connection breaks `breaks` times.
     """
 
     models: dict[str, Model]
     url: str = ""
     sure: Mapping[str, float] = field(default_factory=dict)
+    breaks: int = 0
     faults: list[tuple[int, str | None]] = field(default_factory=list)
     refuse: str | None = None
     answered_by: str | None = None
@@ -79,6 +81,10 @@ def serving(stub: Stub) -> Iterator[Stub]:
             with stub.lock:
                 stub.asked.append(body)
                 stub.recorded += self.headers.get("x-loradock-record") != "off"
+                if stub.breaks:
+                    stub.breaks -= 1
+                    self.close_connection = True
+                    return
                 stub.running["now"] += 1
                 stub.busiest = max(stub.busiest, stub.running["now"])
                 fault = stub.faults.pop(0) if stub.faults else None
@@ -96,8 +102,11 @@ def serving(stub: Stub) -> Iterator[Stub]:
                 stub.running["now"] -= 1
             self.wfile.write(data)
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
+    class Server(ThreadingHTTPServer):
+        daemon_threads = True
+        request_queue_size = 128
+
+    server = Server(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     stub.url = f"http://127.0.0.1:{server.server_address[1]}"

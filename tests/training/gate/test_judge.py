@@ -161,6 +161,7 @@ def test_a_suite_of_ones_own_must_not_be_lost(judged: Callable[..., GateReport],
 
 
 def test_an_endpoint_that_is_busy_or_restarts_is_asked_again(judged: Callable[..., GateReport], stub: Stub) -> None:
+    stub.breaks = 3
     stub.faults = [(503, "0"), (429, "0"), (502, None), (404, None), (503, "soon")]
     assert judged().passed
 
