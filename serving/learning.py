@@ -40,9 +40,6 @@ from training.jobs.worker import Pace, Worker
 
 log = logging.getLogger(__name__)
 
-NICENESS = 10
-"""of the worker and its trainers: what serves goes first"""
-
 
 @dataclass(frozen=True)
 class Endpoint:
@@ -89,7 +86,6 @@ def run_worker(settings: Settings, endpoint: Endpoint, ended: Callable[[], objec
     """Work until SIGTERM or SIGINT, or until `ended` returns (it is called in a thread)."""
     from serving.composition import open_registry
 
-    os.nice(NICENESS)
     database = open_database(settings.database)
     engines = build_engines(settings)
     registry = open_registry(settings, engines, database)
@@ -109,9 +105,11 @@ def run_worker(settings: Settings, endpoint: Endpoint, ended: Callable[[], objec
     )
     keeper.start()
     log.info("training worker %s asks %s", os.getpid(), endpoint.url)
-    worker.run()
-    keeper.stop()
-    database.close()
+    try:
+        worker.run()
+    finally:
+        keeper.stop()
+        database.close()
 
 
 def _stop_after(ended: Callable[[], object], worker: Worker) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import multiprocessing
+import os
 import signal
 import time
 from functools import partial
@@ -17,6 +18,8 @@ from serving.engine.backoff import Backoff
 
 log = logging.getLogger(__name__)
 
+NICENESS = 10
+"""of the worker and its trainers"""
 STOP_S = 20.0
 """time for the checkpoints of running trainers; afterwards their guards end them"""
 
@@ -83,12 +86,13 @@ def reachable(url: str) -> str:
 
 def run_child(settings: Settings, url: str, key: str) -> None:
     """The worker's process. It ends with its parent, however that ended."""
+    # Ctrl-C reaches the whole group; the parent decides when its children end
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.nice(NICENESS)  # before the imports, which take processor time of those that serve
     from serving.learning import Endpoint, run_worker
     from serving.server import log_to_file
 
     log_to_file(settings)
-    # Ctrl-C reaches the whole group; the parent decides when its children end
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = parent_process()
     assert parent is not None  # noqa: S101 - a child has one
     run_worker(settings, Endpoint(url, key), ended=partial(wait, [parent.sentinel]))

@@ -209,7 +209,9 @@ def worker(ctx: typer.Context, url: Url = None) -> None:
     from serving.cli.client import address_of
     from serving.learning import Endpoint, run_worker
     from serving.server import log_to_file
+    from serving.training_process import NICENESS
 
+    os.nice(NICENESS)
     settings = settings_of(ctx).settings
     endpoint = address_of(settings, url)
     out = Output()

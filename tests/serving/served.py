@@ -54,11 +54,15 @@ class Served:
 
 @contextmanager
 def served(home: Path, upstream_url: str, folder: Path, **settings: str) -> Iterator[Served]:
-    """On `home`, in front of a stock vLLM server at `upstream_url`; keywords are settings as in the environment."""
+    """On `home`, in front of a stock vLLM server at `upstream_url`; keywords are settings as in the environment.
+
+    Without a training worker, unless a keyword asks for one.
+    """
     port = free_port()
     folder.mkdir()
     engine = {"name": "base", "kind": "vllm-remote", "url": upstream_url, "model": BASE, "slots": 2}
-    wanted = {"home": str(home), "port": str(port), "engines": json.dumps([engine]), "prefetch": "false"} | settings
+    wanted = {"home": str(home), "port": str(port), "engines": json.dumps([engine]), "prefetch": "false"}
+    wanted |= {"training__worker": "false"} | settings
     kept = {name: value for name, value in os.environ.items() if not name.startswith("LORADOCK_")}
     environ = kept | {f"LORADOCK_{name.upper()}": value for name, value in wanted.items()} | {"TMPDIR": str(folder)}
     command = [sys.executable, "-m", "serving.cli", "serve"]
