@@ -58,11 +58,8 @@ class Checkpoints:
                 self._fill(partial, fill, barrier)
                 break
             except Exception as error:
-                if not self._owner or not disk_is_full(error, self._folder):
-                    raise
                 shutil.rmtree(partial, ignore_errors=True)
-                if not self._delete_oldest():
-                    raise DiskFull(f"no room for a checkpoint in {self._folder}; the last good one is kept") from error
+                self.make_room(error)
         found = Checkpoint(step, partial.with_suffix(""))
         if self._owner:
             shutil.rmtree(found.folder, ignore_errors=True)
@@ -71,6 +68,16 @@ class Checkpoints:
             self._drop_old()
         barrier()
         return found
+
+    def make_room(self, error: Exception) -> None:
+        """Delete the oldest checkpoint if `error` came from a full disk, else raise it.
+
+        Raises DiskFull when only the last good one is left.
+        """
+        if not self._owner or not disk_is_full(error, self._folder):
+            raise error
+        if not self._delete_oldest():
+            raise DiskFull(f"no room in {self._folder.parent}; the last good checkpoint is kept") from error
 
     def _fill(self, partial: Path, fill: Callable[[Path], None], barrier: Callable[[], None]) -> None:
         if self._owner:
@@ -106,6 +113,8 @@ def disk_is_full(error: BaseException, folder: Path) -> bool:
     """Whether a write to `folder` failed for want of room. torch and safetensors do not always say so."""
     if isinstance(error, OSError):
         return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if not isinstance(error, Exception):
+        return False
     return "No space left" in str(error) or shutil.disk_usage(folder).free < MIN_FREE_BYTES
 
 

@@ -145,18 +145,22 @@ def _load_base(config: TrainingConfig, thrift: Thrift, device: torch.device) -> 
 
     logging.disable_progress_bar()  # the log of a job is read by people
     on_gpu = device.type == "cuda"
-    options: dict[str, Any] = {"dtype": torch.bfloat16 if on_gpu and config.method != "full" else torch.float32}
+    # FSDP and DeepSpeed place the weights themselves, and want those of base and adapter in one type
+    spread = config.launcher.strategy != "ddp"
+    half = on_gpu and config.method != "full" and not spread
+    options: dict[str, Any] = {"dtype": torch.bfloat16 if half else torch.float32}
     if config.packing and has_flash_attention(device):
         options["attn_implementation"] = "flash_attention_2"
-    if on_gpu:
+    if on_gpu and not spread:
         options["device_map"] = {"": device.index or 0}
-        if thrift.four_bit:
-            options["quantization_config"] = BitsAndBytesConfig(
-                load_in_4bit=True,
-                bnb_4bit_quant_type="nf4",
-                bnb_4bit_use_double_quant=True,
-                bnb_4bit_compute_dtype=torch.bfloat16,
-            )
+    if on_gpu and thrift.four_bit:
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.bfloat16,
+            bnb_4bit_quant_storage=torch.float32 if spread else torch.uint8,
+        )
     try:
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(config.base, **options)
     except (OSError, ValueError) as error:

@@ -17,15 +17,17 @@ from adapters_registry.errors import SourceError
 from training.gate.template import SAMPLES, record_template
 from training.trainer import model as models
 from training.trainer.batches import Batch, Schedule
-from training.trainer.checkpoints import Checkpoints
+from training.trainer.checkpoints import Checkpoints, disk_is_full
 from training.trainer.config import TrainingConfig
-from training.trainer.errors import OutOfMemory, TrainerError, TrainingRefused
-from training.trainer.loop import PROGRESS, Loop, Parts, Rebuild, RunState, peak_memory
+from training.trainer.errors import DiskFull, OutOfMemory, TrainerError, TrainingRefused
+from training.trainer.loop import PROGRESS, Loop, peak_memory
 from training.trainer.memory import Thrift, free_bytes, free_memory, is_out_of_memory
 from training.trainer.optimizer import make_optimizer
+from training.trainer.passes import Rebuild
 from training.trainer.report import Reporter, draw_loss, installed
 from training.trainer.resolve import BaseFacts, resolve
 from training.trainer.rows import ChatFormat, Encoded, read_lines
+from training.trainer.state import Parts, RunState
 from training.trainer.status import StatusFile, write_json
 from training.trainer.step import summed_loss
 from training.trainer.watch import Pace
@@ -78,6 +80,10 @@ def train(config: TrainingConfig, console: Console, workshop: Workshop | None = 
         status.end("failed", str(error))
         raise
     except BaseException as error:
+        if disk_is_full(error, config.output):
+            full = DiskFull(f"no room in {config.output}; the last good checkpoint is kept")
+            status.end("failed", str(full))
+            raise full from error
         status.end("failed", f"{type(error).__name__}: {' '.join(str(error).split())[:500]}")
         raise
     status.end("stopped" if result is None else "done")
@@ -202,6 +208,7 @@ class _Bench:
         config, owner = self.config, self.accelerator.is_main_process
         checkpoints = self.workshop.checkpoints(config.output / CHECKPOINTS, config.keep_checkpoints, owner=owner)
         thrift = self._first_thrift(checkpoints)
+        models.keep_trained_only(self.accelerator)
         while True:
             try:
                 loop = self._loop(thrift, checkpoints)
@@ -247,7 +254,6 @@ class _Bench:
         if thrift.checkpointing and config.backend == "native" and not fast:
             models.set_checkpointing(model)
         model, optimizer = accelerator.prepare(model, make_optimizer(model, config))
-        models.keep_trained_only(accelerator)
         parts = Parts(
             config=config,
             accelerator=accelerator,
@@ -298,9 +304,9 @@ def _measures(loop: Loop, config: TrainingConfig, material: Material, accelerato
         "peak_memory_bytes": peak_memory(accelerator.device) if on_gpu else host_peak,
         "rank": None if full else loop.rank(),
         "alpha": None if full else config.alpha,
-        "trained_parameters": sum(weight.numel() for weight in loop.trained),
+        "trained_parameters": sum(weight.numel() for weight in loop.passes.trained),
         "rollbacks": state.pace.rollbacks,
-        "memory": str(state.thrift),
+        "memory": str(loop.passes.thrift),
         "fast": is_accelerated(loop.whole_model()),
     }
 

@@ -94,7 +94,7 @@ def test_a_disk_that_stays_full_ends_in_one_error_and_the_last_good_one_stays(tm
     checkpoints = Checkpoints(tmp_path, keep=2)
     for step in (1, 2):
         checkpoints.write(step, fill(str(step)))
-    with pytest.raises(DiskFull, match=r"no room for a checkpoint in .*; the last good one is kept"):
+    with pytest.raises(DiskFull, match=r"no room in .*; the last good checkpoint is kept"):
         checkpoints.write(3, full_with_more_than(tmp_path, 0))
     assert names(tmp_path) == ["step-00000002"]
     assert (newest := checkpoints.newest()) is not None

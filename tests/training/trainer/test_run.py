@@ -25,9 +25,9 @@ from training.trainer import (
 )
 from training.trainer.batches import Batch
 from training.trainer.checkpoints import Checkpoints
-from training.trainer.loop import Rebuild
 from training.trainer.memory import Thrift
 from training.trainer.model import load_model
+from training.trainer.passes import Rebuild
 from training.trainer.step import summed_loss
 
 Configure = Callable[..., TrainingConfig]
@@ -307,7 +307,7 @@ def test_a_full_disk_costs_older_checkpoints_and_not_the_run(configure: Configur
 
 def test_a_disk_without_room_ends_in_one_error_with_the_last_good_state(configure: Configure, run: Train) -> None:
     config = configure()
-    with pytest.raises(DiskFull, match="the last good one is kept"):
+    with pytest.raises(DiskFull, match="the last good checkpoint is kept"):
         run(config, checkpoints=NoDisk)
     assert (config.output / "checkpoints" / "step-00000000" / "checkpoint.json").exists()
     assert run(config) is not None
