@@ -42,7 +42,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         "num_hidden_layers": 2,
         "num_attention_heads": 2,
         "num_key_value_heads": 1,
-        "vocab_size": 1024,
+        "vocab_size": 4096,
         "tie_word_embeddings": False,
     },
 }

@@ -44,7 +44,7 @@ class Activations:
         if recipe.method == "full":
             return made + size * shape.norms_per_layer * hidden  # what the norms' weights multiply
         made += size * recipe.rank * len(shape.linears)
-        if recipe.dropout:
+        if recipe.dropout and not how.buffers:
             # each LoRA branch keeps a dropped-out input of its own and a mask (on a GPU, of bytes), its input no longer
             mask = 1 if recipe.compute == "bf16" else size
             made += (size + mask) * sum(linear.inputs for linear in shape.linears) - size * (2 * hidden + inner)
@@ -57,6 +57,8 @@ class Activations:
         if recipe.method == "full":
             return stream + wide, size * matrix  # the matrix's gradient, before it is added to the others
         lora = wide * (self._how.mlp_in_flight - 1)
+        if recipe.dropout and self._how.buffers:
+            lora += wide  # LoRA's part of the gradient, before its draw of dropout is applied
         dequantised = size * matrix if recipe.method == "qlora" else 0
         # the dequantised matrix is gone when LoRA's gradient of the same width is made
         return max(stream + wide + lora, 5 * self.entry), max(0, dequantised - lora)

@@ -1,7 +1,7 @@
 """How long a run takes: operations from the shape, rates measured on one card and scaled to others by their data sheet.
 
 A step takes `layers * layer_s + operations / (tflops * efficiency)`. Both constants of `recipe.Kernels` come from two
-measured batches (TRL, Unsloth; H200, Qwen2.5-7B shape, 2048-token rows) or, with TRL's `layer_s`, from one (Liger).
+measured batches (TRL, Unsloth, the fast path; H200, Qwen2.5-7B shape, 2048-token rows) or, with TRL's `layer_s`, from one (Liger).
 On other cards the same shares are assumed: an estimate, to be replaced by a measurement.
 """
 
