@@ -2,7 +2,8 @@
 
 A step takes `layers * layer_s + operations / (tflops * efficiency)`. Both constants of `recipe.Kernels` come from two
 measured batches (TRL, Unsloth, the fast path; H200, Qwen2.5-7B shape, 2048-token rows) or, with TRL's `layer_s`, from
-one (Liger). The fast path with nothing computed twice is 9 % slower than they say. On other cards the same shares are assumed: an estimate, to be replaced by a measurement.
+one (Liger). The fast path with nothing computed twice is 9 % slower than they say. On other cards the same
+shares are assumed: an estimate, to be replaced by a measurement.
 """
 
 from __future__ import annotations
