@@ -5,6 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 ENGINE ?= auto
 BENCH ?= gateway
+JOBS ?= 2
 LORADOCK_HOME ?= ./.loradock
 
 export VENV ENGINE LORADOCK_HOME
@@ -24,7 +25,7 @@ serve: setup ## bring up the endpoint
 	@$(VENV)/bin/loradock serve
 
 test: setup-dev ## run the tests, those against the real engine too (PYTEST_ADDOPTS is heeded)
-	@$(VENV)/bin/python -m pytest
+	@$(VENV)/bin/python -m pytest -n $(JOBS) --dist loadgroup
 
 lint: setup-dev ## check style, types and layers
 	$(VENV)/bin/ruff check .
