@@ -12,6 +12,7 @@ import time
 from functools import partial
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess, parent_process
+from pathlib import Path
 
 from configs.settings import Settings
 from serving.engine.backoff import Backoff
@@ -20,6 +21,9 @@ log = logging.getLogger(__name__)
 
 NICENESS = 10
 """of the worker and its trainers"""
+SESSION_NICENESS = 19
+"""of the worker's session among others; trainers have their own"""
+AUTOGROUP = Path("/proc/self/autogroup")
 STOP_S = 20.0
 """time for the checkpoints of running trainers; afterwards their guards end them"""
 
@@ -88,7 +92,7 @@ def run_child(settings: Settings, url: str, key: str) -> None:
     """The worker's process. It ends with its parent, however that ended."""
     # Ctrl-C reaches the whole group; the parent decides when its children end
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.nice(NICENESS)  # before the imports, which take processor time of those that serve
+    _step_back()  # before the imports, which take processor time of those that serve
     from serving.learning import Endpoint, run_worker
     from serving.server import log_to_file
 
@@ -96,3 +100,11 @@ def run_child(settings: Settings, url: str, key: str) -> None:
     parent = parent_process()
     assert parent is not None  # noqa: S101 - a child has one
     run_worker(settings, Endpoint(url, key), ended=partial(wait, [parent.sentinel]))
+
+
+def _step_back() -> None:
+    """Serve others first. Linux shares processors among sessions before it looks at niceness, so leave the server's."""
+    os.nice(NICENESS)
+    os.setsid()
+    with contextlib.suppress(OSError):
+        AUTOGROUP.write_text(str(SESSION_NICENESS))

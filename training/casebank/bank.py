@@ -141,6 +141,12 @@ class CaseBank:
 
         return settle(self, response_id)
 
+    def settle_next(self) -> bool:
+        """Do so with what was written first, and tell whether there was anything."""
+        from training.casebank.inbox import settle_next
+
+        return settle_next(self)
+
     def import_file(
         self,
         path: Path,

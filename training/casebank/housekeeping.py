@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import threading
@@ -16,6 +15,10 @@ log = logging.getLogger(__name__)
 
 SETTLE_S = 5.0
 EXPIRE_S = 3600.0
+BUSY = 0.5
+"""load average, as a share of the processors, from which on others are left their time"""
+PAUSE = 9.0
+"""rest after a piece of work, in durations of that work, while the machine is busy"""
 
 
 class Housekeeper:
@@ -46,11 +49,10 @@ class Housekeeper:
         self._thread.join()
 
     def _run(self) -> None:
-        _step_back()
         expire_at = time.monotonic()
         while not self._ended.is_set():
             try:
-                self._bank.settle()
+                self._settle()
                 if time.monotonic() >= expire_at:
                     expire_at = time.monotonic() + EXPIRE_S
                     self._expire()
@@ -58,14 +60,18 @@ class Housekeeper:
                 log.warning("the cases are not kept in order: %s", error)
             self._ended.wait(self._settle_s)
 
+    def _settle(self) -> None:
+        began = time.monotonic()
+        while not self._ended.is_set() and self._bank.settle_next():
+            if _busy():
+                self._ended.wait(PAUSE * (time.monotonic() - began))
+            began = time.monotonic()
+
     def _expire(self) -> None:
         if expired := self._bank.expire(self._retention_days):
             log.info("%d cases were older than %s days and are deleted", expired, self._retention_days)
             self._deleted()
 
 
-def _step_back() -> None:
-    """Let this thread have only what processors have to spare: who must see the latest cases places them by itself."""
-    if hasattr(os, "SCHED_IDLE"):
-        with contextlib.suppress(OSError):
-            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+def _busy() -> bool:
+    return os.getloadavg()[0] >= BUSY * (os.cpu_count() or 1)

@@ -58,13 +58,20 @@ def settle(bank: CaseBank, response_id: str | None = None) -> int:
     Returns how many. Safe to call from several processes at once. Raises DatabaseError.
     """
     settled = 0
-    while batches := _read(bank, response_id):
+    while batches := _read(bank, BATCHES, response_id):
         settled += _place(bank, batches)
     return settled
 
 
-def _read(bank: CaseBank, response_id: str | None) -> list[tuple[int, bytes]]:
-    query = sa.select(InboxRow.id, InboxRow.outcomes).order_by(InboxRow.id).limit(BATCHES)
+def settle_next(bank: CaseBank) -> bool:
+    """Do so with what was written first, and tell whether there was anything. Raises DatabaseError."""
+    batches = _read(bank, 1)
+    _place(bank, batches)
+    return bool(batches)
+
+
+def _read(bank: CaseBank, limit: int, response_id: str | None = None) -> list[tuple[int, bytes]]:
+    query = sa.select(InboxRow.id, InboxRow.outcomes).order_by(InboxRow.id).limit(limit)
     if response_id is not None:
         query = query.where(InboxRow.names.contains(_lines([response_id]), autoescape=True))
     with bank.database.read() as session:

@@ -8,21 +8,26 @@ SIGTERM, and after the grace its whole process group SIGKILL. SIGTERM is passed 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import FrameType
 
 POLL_S = 0.1
 FROM_SIGNAL = 128
+AUTOGROUP = Path("/proc/self/autogroup")
 
 
 def main(arguments: list[str]) -> int:
     """Run the command; its exit status, 128 + N for signal N."""
     grace_s, command = float(arguments[0]), arguments[1:]
+    with contextlib.suppress(OSError):  # niceness counts within a session only, where Linux groups by session
+        AUTOGROUP.write_text(str(os.nice(0)))
     child = subprocess.Popen(command, stdin=subprocess.DEVNULL)  # noqa: S603 - the worker's own command
 
     def pass_on(number: int, _frame: FrameType | None) -> None:

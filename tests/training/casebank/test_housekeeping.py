@@ -27,14 +27,14 @@ def test_what_is_served_is_placed_and_what_is_old_is_deleted(
     bank: CaseBank, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     bank.add([case("old", created_at=datetime.now(UTC) - timedelta(days=31)), case("new")])
-    real, faults = bank.settle, iter([DatabaseError("locked")])
+    real, faults = bank.settle_next, iter([DatabaseError("locked")])
 
-    def settle(response_id: str | None = None) -> int:
+    def settle_next() -> bool:
         for fault in faults:
             raise fault
-        return real(response_id)
+        return real()
 
-    monkeypatch.setattr(bank, "settle", settle)
+    monkeypatch.setattr(bank, "settle_next", settle_next)
     deleted: list[bool] = []
     keeper = Housekeeper(bank, 30, lambda: deleted.append(True), settle_s=0.01)
     keeper.start()
