@@ -86,6 +86,7 @@ def run_worker(settings: Settings, endpoint: Endpoint, ended: Callable[[], objec
     """Work until SIGTERM or SIGINT, or until `ended` returns (it is called in a thread)."""
     from serving.composition import open_registry
 
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # or the log tells each question of the gate
     database = open_database(settings.database)
     engines = build_engines(settings)
     registry = open_registry(settings, engines, database)

@@ -96,6 +96,7 @@ class Worker:
 
     def run(self) -> None:
         """Work until stopped."""
+        self._survive("announcing", self._claims.announce)
         beats = threading.Thread(target=self._beat, name="heartbeats", daemon=True)
         beats.start()
         try:
@@ -108,11 +109,11 @@ class Worker:
             for thread in list(self._threads.values()):
                 thread.join()
             self._ended.set()
+            beats.join()  # or it might announce a worker that has left
             self._survive("leaving", self._claims.leave)
 
     def step(self) -> None:
         """Look once: triggers, jobs, canaries, champions under watch."""
-        self._survive("announcing", self._claims.announce)
         self._survive("freeing what dead workers held", self._claims.free_the_dead)
         self._survive("triggers", self._triggers.look)
         self._start_jobs()
@@ -182,6 +183,7 @@ class Worker:
     def _beat(self) -> None:
         """Heartbeats go on while jobs are being given back: a trainer may take its time to write a checkpoint."""
         while not self._ended.wait(self._beat_s):
+            self._survive("announcing", self._claims.announce)
             for hold in list(self._holds.values()):
                 self._survive("heartbeat", hold.beat)
 
