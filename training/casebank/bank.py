@@ -238,8 +238,7 @@ class CaseBank:
                 yield Case(*row)
 
     def agents(self) -> Sequence[str]:
-        """Agents that have cases."""
-        self.settle()
+        """Agents that have cases, besides what waits in the inbox."""
         with self.database.read() as session:
             query = sa.select(CaseRow.agent).where(CaseRow.agent.is_not(None)).distinct().order_by(CaseRow.agent)
             return [agent for agent in session.scalars(query) if agent is not None]
@@ -249,9 +248,9 @@ class CaseBank:
     ) -> int:
         """How many contents of the agent may be learned: corrected ones, and answers of at least this reward.
 
-        Both sides of the split count. With `since`, those that became so later: by being written or judged.
+        Both sides of the split count. With `since`, those that became so later: by being written or judged. What waits
+        in the inbox has not been judged, so it does not count.
         """
-        self.settle()
         where = [CaseRow.agent == storable_key(agent), CaseRow.repeat_of.is_(None), eligible(reward_threshold)]
         if since is not None:
             where.append(sa.func.coalesce(CaseRow.rewarded_at, CaseRow.created_at) > since)
