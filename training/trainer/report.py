@@ -93,9 +93,8 @@ class Reporter:
             self._console.print(text, markup=False, highlight=False)
 
     def end(self) -> None:
-        """Take the bar down and let the trackers finish."""
+        """Take the bar down."""
         self._bar.stop()
-        self._accelerator.end_training()
 
 
 def installed(trackers: Iterable[str]) -> list[str]:

@@ -90,9 +90,18 @@ def train(config: TrainingConfig, console: Console, workshop: Workshop | None = 
     return result
 
 
-def _train(given: TrainingConfig, console: Console, workshop: Workshop, status: StatusFile) -> dict[str, Any] | None:
+def _train(config: TrainingConfig, console: Console, workshop: Workshop, status: StatusFile) -> dict[str, Any] | None:
+    accelerator = make_accelerator(config)
+    try:
+        return _trained(config, accelerator, console, workshop, status)
+    finally:
+        accelerator.end_training()
+
+
+def _trained(
+    given: TrainingConfig, accelerator: Accelerator, console: Console, workshop: Workshop, status: StatusFile
+) -> dict[str, Any] | None:
     begun = time.monotonic()
-    accelerator = make_accelerator(given)
     on_gpu = accelerator.device.type == "cuda"
     base = _local(given)
     if base.packing is None:
@@ -207,6 +216,7 @@ class _Bench:
         """The loop at its end, and whether that is the end of the run. Raises TrainerError."""
         config, owner = self.config, self.accelerator.is_main_process
         checkpoints = self.workshop.checkpoints(config.output / CHECKPOINTS, config.keep_checkpoints, owner=owner)
+        self.accelerator.wait_for_everyone()  # all go on from the same one, once the first has swept up
         thrift = self._first_thrift(checkpoints)
         models.keep_trained_only(self.accelerator)
         while True:
