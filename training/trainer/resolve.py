@@ -27,7 +27,7 @@ FULL_SHARE = 0.1
 """rate of full training over that of LoRA (Schulman et al., LoRA Without Regret, 2025)"""
 BITS_PER_PARAMETER = 2.0
 """what a LoRA parameter can hold, of about one bit a completion token (same source)"""
-REFERENCE_PASSES = 2000
+REFERENCE_PASSES = 1000
 """cases seen in a run at the reference size, repeats included; smaller models need more"""
 EPOCHS = (2.0, 30.0)
 
@@ -134,6 +134,6 @@ def _epochs(base: BaseFacts, data: DataFacts) -> float:
 
 
 def _batch_tokens(data: DataFacts, on_gpu: bool) -> int:
-    """About 16 rows of these; on a GPU at least what keeps it busy."""
-    rows = round(16 * data.mean_tokens)
-    return max(rows, 8192) if on_gpu else min(max(rows, 512), 4096)
+    """About eight rows of these; on a GPU at least what keeps it busy. Few rows a step learn more from few cases."""
+    rows = round(8 * data.mean_tokens)
+    return max(rows, 8192) if on_gpu else min(max(rows, 256), 4096)
