@@ -74,7 +74,7 @@ def test_adapters_answer_held_out_cases_and_the_base_does_not(name: str, base: A
 
     from training.demo.pretrain import load_base
 
-    cases = read_cases(embedded.holdout(embedded.ADAPTER_AGENTS[name]))[::5]
+    cases = read_cases(embedded.holdout(embedded.ADAPTER_AGENTS[name]))
     texts = [case.text for case in cases]
     assert load_file(embedded.ADAPTERS / name / "adapter_model.safetensors")
     model, tokenizer = load_base(embedded.BASE)
