@@ -123,7 +123,7 @@ def save_output(
     shutil.rmtree(partial, ignore_errors=True)
     saved: Any = model
     if full:
-        saved.save_pretrained(partial, state_dict=None if not state else _with_tied(model, state))
+        _save_model(saved, state, config, partial)
         tokenizer.save_pretrained(partial)
     else:
         saved.save_pretrained(str(partial), state_dict=state)
@@ -214,9 +214,14 @@ def target_modules(model: PreTrainedModel) -> list[str]:
     return sorted(leaves)
 
 
-def _with_tied(model: torch.nn.Module, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    load_trained(model, state)
-    return model.state_dict()
+def _save_model(model: Any, state: Mapping[str, torch.Tensor], config: TrainingConfig, folder: Path) -> None:
+    """In the type of the base's own weights, not in that in which they were trained."""
+    import torch
+    from transformers import AutoConfig
+
+    dtype = AutoConfig.from_pretrained(config.base).dtype or torch.bfloat16
+    model.config.dtype = dtype
+    model.save_pretrained(folder, state_dict={name: weight.to(dtype) for name, weight in state.items()})
 
 
 def _tidy(folder: Path, base: str) -> None:

@@ -340,7 +340,9 @@ def test_full_training_writes_a_model(configure: Configure, run: Train) -> None:
     result = run(config)
     assert result is not None
     assert losses(config)[-1] < losses(config)[0] - 2
-    assert AutoModelForCausalLM.from_pretrained(result["model"]).config.hidden_size == 64
+    trained = AutoModelForCausalLM.from_pretrained(result["model"])
+    assert trained.config.hidden_size == 64
+    assert trained.dtype == AutoModelForCausalLM.from_pretrained(config.base).dtype
     assert AutoTokenizer.from_pretrained(result["model"]).chat_template
 
 
