@@ -68,7 +68,7 @@ class TrainingPreset(BaseModel):
         None, gt=0, lt=1, description="learn only from answers at or above this quantile of the agent's rewards"
     )
     general_share: float = Field(
-        0.05, ge=0, lt=1, description="most general questions mixed in, as a share of the rows learned"
+        0.5, ge=0, lt=1, description="most general questions mixed in, as a share of the rows learned"
     )
     label_ratio: float | None = Field(
         None, ge=1, description="most rows of one label, as a multiple of the median label's; default: all"

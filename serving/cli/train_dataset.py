@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from configs.agents import load_presets
 from configs.settings import Settings, SettingsError
 from serving.cli.errors import CliError, Misuse
 from serving.cli.options import AsJson, settings_of
@@ -58,6 +57,7 @@ def _build(
     settings: Settings, agent: str, max_tokens: int | None, count_tokens: Callable[[Case], int] | None
 ) -> Dataset:
     from adapters_registry import RegistryError, open_database
+    from configs.agents import load_presets
     from configs.training import TrainingPreset
     from router import resolve_agent
     from training.casebank import CaseBank

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from configs import SettingsError, load_presets
+from configs import SettingsError
+from configs.agents import load_presets
 
 SHIPPED = {"legal", "security", "support", "qa", "analyst", "deploy", "spec", "marketing"}
 

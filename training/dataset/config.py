@@ -21,7 +21,7 @@ class DatasetConfig(BaseModel):
     validation_max: int = Field(500, ge=0, description="most rows of the validation part")
     holdout_max: int = Field(1000, ge=1, description="most rows that the gate asks; the others stay held out")
     similarity: float = Field(THRESHOLD, gt=0, le=1, description="from this on, two prompts are near duplicates")
-    general_share: float = Field(0.05, ge=0, lt=1, description="most general questions, as a share of the rows learned")
+    general_share: float = Field(0.5, ge=0, lt=1, description="most general questions, as a share of the rows learned")
     label_ratio: float | None = Field(
         None, ge=1, description="most rows of one label, as a multiple of the median label's"
     )

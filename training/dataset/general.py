@@ -1,6 +1,9 @@
 """General questions that are mixed into training, so that an adapter does not forget what its base knew.
 
 A quarter of the project's general set, by hash; the gate measures forgetting on the rest (`is_replayed` tells which).
+They are few, so they may be as many as the rows learned. Measured on 108 rows and the embedded base, which answers 95 %
+of the general set: with a share of 5 % it is 28 % after training; with 50 %, 76 %; with 50 % and the lower rate of
+small steps, 96 %.
 """
 
 from __future__ import annotations

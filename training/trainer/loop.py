@@ -122,11 +122,12 @@ class Loop:
     def _look(self) -> dict[str, float]:
         score = self.passes.score()
         state = self.state
-        if score.beats(state.best):
-            state.best, state.best_step, state.misses = score, state.step, 0
+        all_right = state.best is not None and state.best.exact >= 1.0
+        better = score.beats(state.best)
+        if better:
+            state.best, state.best_step = score, state.step
             self._keep_best()
-        else:
-            state.misses += 1
+        state.misses = 0 if better and not all_right else state.misses + 1  # who is right everywhere gains no more
         return {"validation_loss": score.loss, "validation_exact": score.exact}
 
     def _stale(self) -> bool:

@@ -23,13 +23,18 @@ REFERENCE_HIDDEN = 4096
 REFERENCE_RATE = 2e-4
 RATE_EXPONENT = 0.83
 """2e-4 at hidden size 4096 (QLoRA, arXiv 2305.14314) and 2e-3 at 256 (measured here on the embedded base)"""
+REFERENCE_BATCH_TOKENS = 4096
+"""tokens of a step at those rates; smaller steps take the root of their share, as Adam's noise does (Malladi et al.,
+On the SDEs and Scaling Rules for Adaptive Gradient Algorithms, 2022)"""
 FULL_SHARE = 0.1
 """rate of full training over that of LoRA (Schulman et al., LoRA Without Regret, 2025)"""
 BITS_PER_PARAMETER = 2.0
 """what a LoRA parameter can hold, of about one bit a completion token (same source)"""
 REFERENCE_PASSES = 1000
 """cases seen in a run at the reference size, repeats included; smaller models need more"""
-EPOCHS = (2.0, 30.0)
+EPOCHS = (2.0, 20.0)
+PASS_STEPS = 64
+"""steps of a pass over many cases on a processor"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +100,7 @@ def resolve(
     filled: dict[str, Any] = {
         "rank": rank,
         "alpha": config.alpha or 2.0 * rank,
-        "learning_rate": (config.learning_rate or _rate(config, base)) * config.learning_rate_multiplier,
+        "learning_rate": (config.learning_rate or _rate(config, base, batch)) * config.learning_rate_multiplier,
         "learning_rate_multiplier": 1.0,
         "lora_plus_ratio": config.lora_plus_ratio or 2.0,
         "epochs": config.epochs or _epochs(base, data),
@@ -123,8 +128,9 @@ def adaptive_rank(base: BaseFacts, data: DataFacts, max_rank: int) -> int:
     return next((rank for rank in allowed if rank >= wanted), allowed[-1])
 
 
-def _rate(config: TrainingConfig, base: BaseFacts) -> float:
+def _rate(config: TrainingConfig, base: BaseFacts, batch_tokens: int) -> float:
     rate = REFERENCE_RATE * math.pow(REFERENCE_HIDDEN / base.hidden_size, RATE_EXPONENT)
+    rate *= math.sqrt(min(1.0, batch_tokens / REFERENCE_BATCH_TOKENS))
     return rate * FULL_SHARE if config.method == "full" else rate
 
 
@@ -134,6 +140,7 @@ def _epochs(base: BaseFacts, data: DataFacts) -> float:
 
 
 def _batch_tokens(data: DataFacts, on_gpu: bool) -> int:
-    """About eight rows of these; on a GPU at least what keeps it busy. Few rows a step learn more from few cases."""
-    rows = round(8 * data.mean_tokens)
-    return max(rows, 8192) if on_gpu else min(max(rows, 256), 4096)
+    """A pass of `PASS_STEPS` steps, within what learns well and keeps the device busy. Few cases need small steps."""
+    step = round(data.rows * data.mean_tokens / PASS_STEPS)
+    least = max(256, round(8 * data.mean_tokens))
+    return max(least, 8192) if on_gpu else max(min(step, 4096), min(least, 4096))

@@ -47,7 +47,7 @@ def test_a_dataset_has_rows_as_the_trainer_reads_them(any_bank: CaseBank, home: 
         "reward": 1.0,
         "task_type": "chat",
     }
-    assert dataset.rows == {"train": 56, "validation": 6, "holdout": 15}
+    assert dataset.rows == {"train": 93, "validation": 6, "holdout": 15}
     check_leakage(read_rows(dataset.file("train")), read_rows(dataset.file("holdout")))
 
 
@@ -194,7 +194,7 @@ def test_the_figures_say_what_is_in_it(bank: CaseBank, home: Path) -> None:
     count = lambda case: len(case.prompt_text.split()) + 1  # noqa: E731
     report = build_dataset(bank.database, bank, "support", CONFIG, home, count_tokens=count).report
     figures, found = report["statistics"], {finding["code"]: finding for finding in report["quality"]}
-    assert figures["rows"] == {"train": 92, "validation": 10, "holdout": 2, "general": 4}
+    assert figures["rows"] == {"train": 92, "validation": 10, "holdout": 2, "general": 39}
     assert figures["labels"]["c"] == {"train": 0, "validation": 0, "holdout": 2}
     assert figures["tokens"]["p50"] == 11
     assert figures["tokens"]["max"] == 14

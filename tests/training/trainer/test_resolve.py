@@ -66,12 +66,18 @@ def test_a_preset_decides_before_the_rules_and_after_the_configuration() -> None
 
 
 def test_larger_bases_learn_slower_and_need_fewer_passes() -> None:
-    tiny, large = (resolve(config(), None, base, LABELS) for base in (TINY, LARGE))
+    tiny, large = (resolve(config(batch_tokens=4096), None, base, LABELS) for base in (TINY, LARGE))
     assert tiny.learning_rate == pytest.approx(2e-3, rel=0.02)
     assert large.learning_rate == pytest.approx(2.2e-4, rel=0.05)
     assert (tiny.epochs or 0) > (large.epochs or 0) >= 2
-    full = resolve(config(method="full"), None, LARGE, LABELS)
+    full = resolve(config(batch_tokens=4096, method="full"), None, LARGE, LABELS)
     assert math.isclose(full.learning_rate or 0, (large.learning_rate or 0) / 10)
+
+
+def test_few_cases_are_learned_in_small_slow_steps() -> None:
+    few, many = (resolve(config(), None, TINY, DataFacts(rows, 30 * rows, 10 * rows)) for rows in (100, 10_000))
+    assert (few.batch_tokens, many.batch_tokens) == (320, 4096)
+    assert few.learning_rate == pytest.approx((many.learning_rate or 0) * math.sqrt(320 / 4096))
 
 
 def test_facts_can_be_estimated_without_a_tokenizer() -> None:
