@@ -2,19 +2,37 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from importlib.metadata import version
 from typing import Annotated, Any
 
 import typer
 
-from serving.cli import adapters, bench, cases, chat, config, keys, overview, route, serve, train
 from serving.cli.errors import CliError, Misuse
 from serving.cli.options import ConfigFile, Globals
 
 INTERRUPTED = 130
+COMPLETION = "_LORADOCK_COMPLETE"
+"""set by a shell that asks what may follow"""
+
+COMMANDS = {
+    "serve": ("serve", "Start the endpoint and its engines, and serve until Ctrl-C."),
+    "chat": ("chat", "Chat with the endpoint, or ask MESSAGE once."),
+    "route": ("route", "Show the router's decision for TASK without running it."),
+    "models": ("overview", "List what `model` may name: the router, bases, agents, adapters and their versions."),
+    "status": ("overview", "Show engines, adapters and requests of the server."),
+    "bench": ("bench", "Load the running endpoint and report latencies and rates."),
+    "adapters": ("adapters", "Register adapters, inspect and load them, choose who serves."),
+    "cases": ("cases", "Import, export, inspect and judge the cases to learn from."),
+    "keys": ("keys", "Manage API keys. A running server heeds changes within seconds."),
+    "config": ("config", "Show, create and check settings."),
+    "train": ("train", "Plan, run and follow training jobs."),
+}
+"""Module and first line of help of each command. A group's module has `build`, another one the command by its name."""
 
 
 def _print_version(wanted: bool) -> None:
@@ -23,8 +41,8 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-def build_app() -> typer.Typer:
-    """The commands."""
+def build_app(wanted: Collection[str] = frozenset(COMMANDS)) -> typer.Typer:
+    """The commands. Modules of those that are not `wanted` stay unloaded: these can be listed, not run."""
     app = typer.Typer(
         name="loradock",
         no_args_is_help=True,
@@ -33,11 +51,20 @@ def build_app() -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(_loradock)
-    for register in (serve, chat, route, overview, bench):
-        register.add_commands(app)
-    for name, group in (("adapters", adapters), ("cases", cases), ("keys", keys), ("config", config), ("train", train)):
-        app.add_typer(group.build(), name=name)
+    for name, (module, told) in COMMANDS.items():
+        if name not in wanted:
+            app.command(name, help=told)(_unloaded)
+            continue
+        part = importlib.import_module(f"serving.cli.{module}")
+        if hasattr(part, "build"):
+            app.add_typer(part.build(), name=name)
+        else:
+            app.command(name)(getattr(part, name))
     return app
+
+
+def _unloaded() -> None:
+    """Stand for a command that nobody named."""
 
 
 def _loradock(
@@ -60,8 +87,9 @@ def run(arguments: Sequence[str]) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
+    wanted = COMMANDS if COMPLETION in os.environ else COMMANDS.keys() & set(arguments)
     try:
-        code = build_app()(args=list(arguments), prog_name="loradock", standalone_mode=False)
+        code = build_app(wanted)(args=list(arguments), prog_name="loradock", standalone_mode=False)
     except CliError as error:
         return _fail(error, arguments)
     except typer.TyperException as error:

@@ -20,11 +20,6 @@ PROMPT = "A customer writes: my card was charged twice for one order. What shoul
 PERCENTILES = (50, 90, 95, 99)
 
 
-def add_commands(app: typer.Typer) -> None:
-    """Add `bench`."""
-    app.command()(bench)
-
-
 def bench(
     ctx: typer.Context,
     *,

@@ -17,11 +17,6 @@ from serving.cli.output import FAINT, Output, safe
 HELP = "/reset forgets the conversation, /exit or Ctrl-D ends it"
 
 
-def add_commands(app: typer.Typer) -> None:
-    """Add `chat`."""
-    app.command()(chat)
-
-
 def chat(
     ctx: typer.Context,
     message: Annotated[str | None, typer.Argument(metavar="[MESSAGE]", help="Ask this, and end.")] = None,

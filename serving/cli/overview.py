@@ -18,12 +18,6 @@ _OURS = "loradock_"
 _INFERENCE = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings")
 
 
-def add_commands(app: typer.Typer) -> None:
-    """Add `models` and `status`."""
-    app.command()(models)
-    app.command()(status)
-
-
 def models(ctx: typer.Context, url: Url = None, as_json: AsJson = False) -> None:
     """List what `model` may name: the router, bases, agents, adapters and their versions."""
     out = Output(as_json)

@@ -14,11 +14,6 @@ from serving.cli.options import Agent, AsJson, Url
 from serving.cli.output import FAINT, GOOD, Output
 
 
-def add_commands(app: typer.Typer) -> None:
-    """Add `route`."""
-    app.command()(route)
-
-
 def route(
     ctx: typer.Context,
     task: Annotated[str, typer.Argument(metavar="TASK", help="The task; '-' reads it from standard input.")],

@@ -29,13 +29,11 @@ NOT_FLAGS = frozenset({"engines", "training"})
 """settings that are tables: for the file or the environment"""
 
 
-def add_commands(app: typer.Typer) -> None:
-    """Add `serve`."""
-    app.command()(_with_flags())
+def serve(ctx: typer.Context, config: Path | None, as_json: bool, **flags: Any) -> None:
+    """Start the endpoint and its engines, and serve until Ctrl-C.
 
-
-def run(ctx: typer.Context, config: Path | None, as_json: bool, flags: dict[str, Any]) -> None:
-    """Serve until a signal comes."""
+    Every flag is a setting: without it, its LORADOCK_* variable counts, then the settings file, then the default.
+    """
     from serving.workers import shared_metrics
 
     settings = settings_of(ctx, config, flags).settings
@@ -61,23 +59,14 @@ def _serve(settings: Settings, out: Output) -> None:
         events.close()
 
 
-def _with_flags() -> Any:
-    """The command: a function whose signature has a flag for every setting."""
-
-    def serve(ctx: typer.Context, config: Path | None, as_json: bool, **flags: Any) -> None:
-        run(ctx, config, as_json, flags)
-
-    serve.__doc__ = """Start the endpoint and its engines, and serve until Ctrl-C.
-
-    Every flag is a setting: without it, its LORADOCK_* variable counts, then the settings file, then the default.
-    """
+def _signature() -> inspect.Signature:
+    """Of `serve`, with a flag for every setting."""
     fixed = [
         inspect.Parameter("ctx", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context),
         inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=ConfigFile),
         inspect.Parameter("as_json", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=AsJson),
     ]
-    serve.__signature__ = inspect.Signature([*fixed, *setting_flags()])  # type: ignore[attr-defined]
-    return serve
+    return inspect.Signature([*fixed, *setting_flags()])
 
 
 def setting_flags() -> list[inspect.Parameter]:
@@ -280,3 +269,6 @@ def _describe(engine: Engine) -> dict[str, Any]:
         "detail": status.detail,
         "slots": engine.slots,
     }
+
+
+serve.__signature__ = _signature()  # type: ignore[attr-defined]

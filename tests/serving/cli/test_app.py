@@ -13,7 +13,9 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
+import typer
 
+from serving.cli.app import COMMANDS, build_app
 from tests.serving.cli.conftest import Cli
 
 COMMAND = (sys.executable, "-m", "serving.cli")
@@ -26,6 +28,13 @@ def test_help_is_quick_and_loads_nothing_heavy() -> None:
     probe = f"import sys, serving.cli.app as app; app.build_app(); print([m for m in {HEAVY!r} if m in sys.modules])"
     loaded = subprocess.run((sys.executable, "-c", probe), capture_output=True, text=True, check=True)
     assert loaded.stdout.strip() == "[]"
+
+
+def test_commands_are_listed_as_they_tell_themselves() -> None:
+    listed, loaded = (typer.main.get_command(build_app(wanted)).commands for wanted in ((), COMMANDS))
+    assert listed.keys() == loaded.keys()
+    for name, command in loaded.items():
+        assert listed[name].help == (command.help or "").splitlines()[0]
 
 
 def _help_cpu_s() -> float:
