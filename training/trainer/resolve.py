@@ -31,10 +31,11 @@ FULL_SHARE = 0.1
 BITS_PER_PARAMETER = 2.0
 """what a LoRA parameter can hold, of about one bit a completion token (same source)"""
 REFERENCE_PASSES = 1000
-"""cases seen in a run at the reference size, repeats included; smaller models need more"""
+PASSES_EXPONENT = 1.5
+"""cases seen in a run at the reference size, repeats included; smaller models need more, the embedded base 64 times"""
 EPOCHS = (2.0, 20.0)
-PASS_STEPS = 64
-"""steps of a pass over many cases on a processor"""
+PASS_STEPS = 256
+"""steps of a pass over many cases on a processor: with a quarter of them, the embedded base needed twice the passes"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +136,7 @@ def _rate(config: TrainingConfig, base: BaseFacts, batch_tokens: int) -> float:
 
 
 def _epochs(base: BaseFacts, data: DataFacts) -> float:
-    passes = REFERENCE_PASSES * math.sqrt(REFERENCE_HIDDEN / base.hidden_size)
+    passes = REFERENCE_PASSES * math.pow(REFERENCE_HIDDEN / base.hidden_size, PASSES_EXPONENT)
     return min(max(math.ceil(passes / max(1, data.rows)), EPOCHS[0]), EPOCHS[1])
 
 

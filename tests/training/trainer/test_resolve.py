@@ -75,7 +75,7 @@ def test_larger_bases_learn_slower_and_need_fewer_passes() -> None:
 
 
 def test_few_cases_are_learned_in_small_slow_steps() -> None:
-    few, many = (resolve(config(), None, TINY, DataFacts(rows, 30 * rows, 10 * rows)) for rows in (100, 10_000))
+    few, many = (resolve(config(), None, TINY, DataFacts(rows, 30 * rows, 10 * rows)) for rows in (100, 40_000))
     assert (few.batch_tokens, many.batch_tokens) == (320, 4096)
     assert few.learning_rate == pytest.approx((many.learning_rate or 0) * math.sqrt(320 / 4096))
 
