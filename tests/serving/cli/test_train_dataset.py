@@ -25,7 +25,7 @@ def filled(cli: Cli) -> None:
 @pytest.mark.usefixtures("filled")
 def test_programs_get_figures_and_findings(cli: Cli) -> None:
     document = cli("train", "dataset", "--agent", "support", "--json").json
-    assert document["statistics"]["rows"] == {"train": 37, "validation": 4, "holdout": 10, "general": 1}
+    assert document["statistics"]["rows"] == {"train": 37, "validation": 4, "holdout": 10, "general": 37}
     assert {finding["code"] for finding in document["quality"]} >= {"low_reward", "control_tokens", "few_rows"}
     assert json.loads((Path(document["folder"]) / "dataset.json").read_text())["name"] == document["dataset"]
     assert cli("train", "dataset", "--agent", "support", "--json").json == document
