@@ -123,10 +123,17 @@ def resolve(snapshot: RegistrySnapshot, ref: str) -> AdapterVersion:
     else:
         found = snapshot.versions.get(ref) or _by_prefix(snapshot, name, wanted.lower())
     if found is None:
-        near = nearest(snapshot, name)
-        hint = f"; did you mean {', '.join(near)}?" if near else ""
-        raise AdapterNotFound(f"no adapter {ref[:160]!r}{hint}", param="name")
+        raise not_found(snapshot, ref, name)
     return found
+
+
+def not_found(snapshot: RegistrySnapshot, ref: str, name: str) -> AdapterNotFound:
+    """The error for `ref`, which asks for `name`: an agent without adapters in service, or nothing that there is."""
+    if name in snapshot.agents and name not in snapshot.newest:
+        return AdapterNotFound(f"no adapter {ref[:160]!r}: agent {name!r} has none in service", param="name")
+    near = nearest(snapshot, name)
+    hint = f"; did you mean {', '.join(near)}?" if near else ""
+    return AdapterNotFound(f"no adapter {ref[:160]!r}{hint}", param="name")
 
 
 def nearest(snapshot: RegistrySnapshot, name: str, n: int = 3) -> list[str]:

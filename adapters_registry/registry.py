@@ -236,7 +236,4 @@ class AdapterRegistry:
         return queries.to_version(row, self._store.adapters)
 
     def _unknown(self, name: str) -> AdapterNotFound:
-        near = self.nearest(name)
-        return AdapterNotFound(
-            f"no adapter {name[:80]!r}" + (f"; did you mean {', '.join(near)}?" if near else ""), param="name"
-        )
+        return queries.not_found(self.snapshot(), name, name)

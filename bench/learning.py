@@ -126,7 +126,9 @@ async def learn(name: str, data: Path, folder: Path, env: Mapping[str, str]) -> 
     )
     import_s = time.monotonic() - began
     trained = await command(env, "train", "run", "--agent", chosen.agent, "--wait")
-    scored = await command(env, "adapters", "bench", chosen.agent, "--data", str(test_file))
+    scored = None
+    if trained["promoted"]:
+        scored = await command(env, "adapters", "bench", chosen.agent, "--data", str(test_file))
     return {
         "set": name,
         "train_rows": len(train),
@@ -163,12 +165,13 @@ def table(records: Sequence[Mapping[str, Any]]) -> Table:
         drawn.add_column(heading, justify="left" if heading == "set" else "right")
     for record in records:
         adapter = record["adapter"]
+        told = f"{100 * adapter['accuracy']:.1f} / {100 * adapter['macro_f1']:.1f}" if adapter else "refused"
         drawn.add_row(
             record["set"],
             str(record["test_rows"]),
             str(record["labels"]),
-            f"{100 * adapter['accuracy']:.1f} / {100 * adapter['macro_f1']:.1f}",
-            f"{100 * adapter['base_accuracy']:.1f}",
+            told,
+            f"{100 * adapter['base_accuracy']:.1f}" if adapter else "-",
             *(
                 f"{100 * record[name]['accuracy']:.1f} / {100 * record[name]['macro_f1']:.1f}"
                 for name in ("majority", "tfidf")
@@ -178,14 +181,20 @@ def table(records: Sequence[Mapping[str, Any]]) -> Table:
     return drawn
 
 
+def _accuracy(record: Mapping[str, Any]) -> float | None:
+    """The champion's; None where the gate let none through."""
+    adapter = record["adapter"]
+    return None if adapter is None else float(adapter["accuracy"])
+
+
 def bars(records: Sequence[Mapping[str, Any]]) -> list[Bar]:
     """What has to be reached."""
     made = [
-        Bar(f"{record['set']}: accuracy", record["adapter"]["accuracy"], LEAST_RIGHT[record["set"]], "", "at least")
+        Bar(f"{record['set']}: accuracy", _accuracy(record), LEAST_RIGHT[record["set"]], "", "at least")
         for record in records
         if record["set"] in LEAST_RIGHT
     ]
-    gains = [record["adapter"]["accuracy"] - record["tfidf"]["accuracy"] for record in records]
+    gains = [told - record["tfidf"]["accuracy"] for record in records if (told := _accuracy(record)) is not None]
     made.append(Bar("best set: accuracy above TF-IDF", round(max(gains), 4) if gains else None, 0.0, "", "at least"))
     return made
 

@@ -138,7 +138,7 @@ def test_retiring_a_name_takes_all_of_it_out(any_registry: AdapterRegistry, add:
             action("legal", actor="ana")
         with pytest.raises(LifecycleError, match="retired"):
             action("legal", first.version, actor="ana")
-    with pytest.raises(AdapterNotFound):
+    with pytest.raises(AdapterNotFound, match="agent 'legal' has none in service"):
         any_registry.get("legal")
 
 

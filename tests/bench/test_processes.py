@@ -33,6 +33,9 @@ def test_leaving_ends_the_process_and_its_children(tmp_path: Path) -> None:
         assert child.first_line() == "up"
         assert len(started_with(mark)) == 2
     assert not child.running()
+    deadline = time.monotonic() + 5  # a killed process is gone once the kernel has come to it
+    while started_with(mark) and time.monotonic() < deadline:
+        time.sleep(0.01)
     assert started_with(mark) == []
 
 
