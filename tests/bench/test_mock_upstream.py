@@ -125,7 +125,8 @@ async def test_client_that_leaves_ends_its_stream(start_mock: StartMock) -> None
     body = {"model": BASE, "messages": MESSAGES, "stream": True}
     async with httpx.AsyncClient(base_url=url) as http:
         async with http.stream("POST", "/v1/chat/completions", json=body) as answer:
-            await anext(answer.aiter_raw())
+            chunks = answer.aiter_raw()  # closing it, as its end does, would close the stream
+            await anext(chunks)
             assert 'model_name="mock-base"} 1' in (await http.get("/metrics")).text
         async with asyncio.timeout(2):
             metrics = ""
