@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from adapters_registry.model import AdapterVersion
 from router.features import Features
 from router.snapshot import BaseTier
+
+CEILING = 0.97
+"""success probability that an adapter lifts its base towards"""
 
 
 class Option(NamedTuple):
@@ -22,10 +26,12 @@ class Option(NamedTuple):
 
 
 class SuccessModel(Protocol):
-    """Anything that predicts success. Called in the request path, once a candidate: no I/O, never raises."""
+    """Anything that predicts success. Called in the request path, once a task: no I/O, never raises."""
 
-    def probability(self, option: Option, difficulty: float, features: Features) -> float:
-        """P(success) in [0, 1]."""
+    def probabilities(
+        self, options: Sequence[Option], difficulty: float, features: Features, text: str
+    ) -> Sequence[float]:
+        """P(success) of each option, in [0, 1]; `text` is the excerpt that `features` were taken from."""
         ...
 
 
@@ -34,17 +40,23 @@ class PriorSuccess:
 
     A base does an easy task nearly always (0.95, whatever its tier) and the hardest one rarely (0.30 on the weakest
     tier, 0.75 on the strongest), linearly between. An adapter mends `lift` of its base's failures on its agent's tasks,
-    up to 0.97. With the default lift of 0.7 it is ahead of every base at every difficulty.
+    up to `CEILING`. With the default lift of 0.7 it is ahead of every base at every difficulty.
     """
 
     EASY = 0.95
     WEAK_LOSS = 0.65
     STRONG_GAIN = 0.45
-    CEILING = 0.97
 
-    def probability(self, option: Option, difficulty: float, features: Features) -> float:
+    def probabilities(
+        self, options: Sequence[Option], difficulty: float, features: Features, text: str
+    ) -> Sequence[float]:
         """See the class."""
-        base = self.EASY - difficulty * (self.WEAK_LOSS - self.STRONG_GAIN * option.strength)
-        if option.adapter is None:
-            return base
-        return base + option.lift * (self.CEILING - base)
+        weak = self.EASY - difficulty * self.WEAK_LOSS
+        return [lifted(weak + difficulty * self.STRONG_GAIN * option.strength, option) for option in options]
+
+
+def lifted(base: float, option: Option) -> float:
+    """The option's probability, given that of its tier alone; an adapter is never taken to do harm."""
+    if option.adapter is None or base >= CEILING:
+        return base
+    return base + option.lift * (CEILING - base)
