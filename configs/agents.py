@@ -53,7 +53,10 @@ class Routing(RoutingWishes):
         description="from this difficulty on, tasks left to a base go to the strongest; default: by utility",
     )
     strong_share: float | None = Field(
-        None, ge=0, le=1, description="share of this agent's calls that the strongest tier answers; default: the settings'"
+        None,
+        ge=0,
+        le=1,
+        description="share of this agent's calls that the strongest tier answers; default: the settings'",
     )
 
 

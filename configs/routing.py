@@ -1,7 +1,7 @@
 """Settings of the router: what its choices weigh, the share of the strongest tier, and how it learns.
 
-`RoutingSettings` is one section of the settings. The same wishes can be had for an agent (`routing` of its preset), for
-an API key (in the file of keys) and, as far as clients may say, for a request (`metadata.quality`, `metadata.max_cost`).
+`RoutingSettings` is one section of the settings. The same wishes can be had for an agent (`routing` of its preset),
+for an API key (in the file of keys) and, as far as clients may say, for a request (`metadata.quality`, `.max_cost`).
 """
 
 from __future__ import annotations

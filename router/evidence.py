@@ -29,7 +29,7 @@ EVERYONE = "*"
 class Tally(NamedTuple):
     """Cases of one candidate and agent in one band: their number, and the sums of rewards and of predictions."""
 
-    count: float
+    cases: float
     reward: float
     expected: float
 
@@ -54,12 +54,12 @@ class Correction:
     @classmethod
     def of(cls, tallies: Tallies, weight: float) -> Correction:
         """See the module."""
-        count = sum(each.count for each in tallies)
+        count = sum(each.cases for each in tallies)
         residual = sum(each.reward - each.expected for each in tallies)
         overall = residual / (weight + count)
         return cls(
             tuple(
-                overall + (each.reward - each.expected - each.count * overall) / (weight + each.count)
+                overall + (each.reward - each.expected - each.cases * overall) / (weight + each.cases)
                 for each in tallies
             ),
             round(count),
