@@ -11,6 +11,7 @@ from router.decision import REASONS, Candidate, Decision, Reason, SessionRoute, 
 from router.difficulty import DifficultyEstimator
 from router.evidence import EVERYONE, Evidence, Tally
 from router.features import Features
+from router.learnt import NOTHING_LEARNT, Learnt
 from router.local import local_snapshot, route_with_adapter
 from router.policy import RULES, Router
 from router.share import NO_CALLS, Share
@@ -21,6 +22,7 @@ from router.utility import NO_WISHES, Wishes
 
 __all__ = [
     "EVERYONE",
+    "NOTHING_LEARNT",
     "NO_CALLS",
     "NO_WISHES",
     "REASONS",
@@ -32,6 +34,7 @@ __all__ = [
     "DifficultyEstimator",
     "Evidence",
     "Features",
+    "Learnt",
     "Reason",
     "Router",
     "RouterSnapshot",
