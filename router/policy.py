@@ -49,7 +49,7 @@ class Router:
     def __init__(self, success: SuccessModel, recogniser: AgentRecogniser, version: str = RULES) -> None:
         self.version = version
         self._success = success
-        self._recogniser = recogniser
+        self.recogniser = recogniser
         self._rules = RuleDifficulty()
 
     @classmethod
@@ -75,7 +75,7 @@ class Router:
         if wanted.tier is not None or wanted.version is not None:
             return self._explicit(task, wanted, snapshot, features, outlook.difficulty)
         before = recall(task, snapshot)
-        agent = agent_of(task, wanted.agent, before, self._recogniser, snapshot)
+        agent = agent_of(task, wanted.agent, before, self.recogniser, snapshot)
         terms = Terms.of(task.wishes.over(Wishes.of(agent.routing)), snapshot.routing)
         band = self._rules.estimate(features, task.text)
         view = _View(task, agent, outlook, band, terms, before, snapshot)

@@ -31,6 +31,11 @@ class BaseTier:
     tokens_per_s: float | None = None
 
 
+def ranks(tiers: int) -> tuple[float, ...]:
+    """The rank in [0, 1] of each of so many tiers, the weakest first."""
+    return tuple(index / max(tiers - 1, 1) for index in range(tiers))
+
+
 def _never_warm(_: AdapterVersion) -> bool:
     return False
 
@@ -66,8 +71,7 @@ class RouterSnapshot:
     def __post_init__(self) -> None:
         if not self.tiers:
             raise ValueError("a router needs at least one base tier")
-        last = max(len(self.tiers) - 1, 1)
-        strengths = tuple(index / last for index in range(len(self.tiers)))
+        strengths = ranks(len(self.tiers))
         dearest = max(tier.cost_per_mtok for tier in self.tiers)
         prices = tuple(math.sqrt(tier.cost_per_mtok / dearest) for tier in self.tiers) if dearest > 0 else strengths
         everything = tuple(range(len(self.tiers)))
