@@ -94,7 +94,7 @@ class Router:
             router=self.version,
             candidates=tuple(candidates),
             terms=terms,
-            session_route=remember(before, task, agent.name, chosen, reason),
+            session_route=remember(task, agent.name, chosen, reason, before=before, snapshot=snapshot),
             share=share,
         )
 

@@ -30,10 +30,16 @@ def recall(task: Task, snapshot: RouterSnapshot) -> SessionRoute | None:
 
 
 def remember(
-    before: SessionRoute | None, task: Task, agent: str | None, chosen: Candidate, reason: Reason
+    task: Task,
+    agent: str | None,
+    chosen: Candidate,
+    reason: Reason,
+    *,
+    before: SessionRoute | None,
+    snapshot: RouterSnapshot,
 ) -> SessionRoute:
     """What to remember after `chosen`."""
-    if before is not None and reason in _KEEPS_FLOOR:
+    if before is not None and reason in _KEEPS_FLOOR and _is_below(before, chosen, snapshot):
         return SessionRoute(before.agent, before.tier, before.adapted, task.prompt_chars)
     return SessionRoute(agent, chosen.tier, chosen.adapter is not None, task.prompt_chars)
 
@@ -59,12 +65,18 @@ def no_weaker(before: SessionRoute | None, agent: str | None, eligible: Sequence
 
 def is_lost(before: SessionRoute | None, chosen: Candidate, snapshot: RouterSnapshot) -> bool:
     """Whether the session's tier is down, and `chosen` a base of a lower one."""
-    if before is None or chosen.adapter is not None:
+    index = None if before is None else snapshot.tier_named(before.tier)
+    if index is None or index in snapshot.up or chosen.adapter is not None:
         return False
-    for index, tier in enumerate(snapshot.tiers):
-        if tier.name == before.tier:
-            return index not in snapshot.up and chosen.strength < snapshot.strengths[index]
-    return False
+    return chosen.strength < snapshot.strengths[index]
+
+
+def _is_below(before: SessionRoute, chosen: Candidate, snapshot: RouterSnapshot) -> bool:
+    """Whether a base of a lower tier, or the base alone of the same one, has answered."""
+    index = snapshot.tier_named(before.tier)
+    if index is None or chosen.adapter is not None:
+        return False
+    return chosen.strength < snapshot.strengths[index] or (before.adapted and chosen.tier == before.tier)
 
 
 def _is_weaker(candidate: Candidate, floor: Candidate) -> bool:

@@ -80,6 +80,10 @@ class RouterSnapshot:
         object.__setattr__(self, "strengths", strengths)
         object.__setattr__(self, "prices", prices)
 
+    def tier_named(self, name: str) -> int | None:
+        """Find the index of the tier of that name."""
+        return next((index for index, tier in enumerate(self.tiers) if tier.name == name), None)
+
     def evidence_of(self, owner: str) -> Evidence:
         """What may be known when `owner` asks."""
         return self.evidence.get(owner) or self.evidence.get(EVERYONE) or NO_EVIDENCE
