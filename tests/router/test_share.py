@@ -13,29 +13,8 @@ from router.share import ShareCall
 from tests.router.snapshots import ONE_TIER, PRESETS, THREE_TIERS, snapshot
 
 ROUTER = Router.from_presets(PRESETS)
-WORDS = [
-    "Hello",
-    "there",
-    "prove",
-    "compare",
-    "the",
-    "equation",
-    "x",
-    "=",
-    "12",
-    "and",
-    "explain",
-    "why",
-    "it",
-    "must",
-    "hold",
-    "for",
-    "at",
-    "least",
-    "9",
-    "cases,",
-    "please",
-]
+TEXT = "Hello there prove compare the equation x = 12 and explain why it must hold for at least 9 cases, please"
+WORDS = TEXT.split()
 POINTS = 0.03
 CALLS = 1500
 

@@ -68,7 +68,7 @@ class ScopeRow(Base):
     fitted_cases: Mapped[int]
 
 
-class VersionRow(Base):
+class RouterVersionRow(Base):
     """One router version of a scope; `origin` is `fitted` or `installed`, `report` what spoke for it."""
 
     __tablename__ = "router_versions"
@@ -80,7 +80,7 @@ class VersionRow(Base):
     report: Mapped[dict[str, Any]] = mapped_column(sa.JSON)
 
 
-class MoveRow(Base):
+class RouterMoveRow(Base):
     """One move of a scope's alias; the latest tells which version serves, None being the rules."""
 
     __tablename__ = "router_moves"

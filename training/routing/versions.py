@@ -21,7 +21,7 @@ from sqlalchemy.orm import Session
 from adapters_registry.database import Database
 from router.learned import RouterModel, RouterModelInvalid
 from training.routing.errors import NothingToRollBack, VersionNotFound
-from training.routing.tables import MoveRow, VersionRow, locked_state
+from training.routing.tables import RouterMoveRow, RouterVersionRow, locked_state
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ KEPT = 8
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """One version of a scope; fields as in `VersionRow`. `serves` tells whether it is the one that decides."""
+    """One version of a scope; fields as in `RouterVersionRow`. `serves` tells whether it is the one that decides."""
 
     scope: str
     version: str
@@ -54,10 +54,12 @@ class Versions:
         self._publish(model)
         with self._database.write() as session:
             locked_state(session)
-            if session.get(VersionRow, (scope, model.version)) is None:
+            if session.get(RouterVersionRow, (scope, model.version)) is None:
                 now = datetime.now(UTC)
                 session.add(
-                    VersionRow(scope=scope, version=model.version, created_at=now, origin=origin, report=dict(report))
+                    RouterVersionRow(
+                        scope=scope, version=model.version, created_at=now, origin=origin, report=dict(report)
+                    )
                 )
         return model.version
 
@@ -65,7 +67,7 @@ class Versions:
         """Let `version` decide for the scope from now on; doing so again changes nothing. Raises VersionNotFound."""
         with self._database.write() as session:
             state = locked_state(session)
-            if session.get(VersionRow, (scope, version)) is None or not self.path_of(version).is_dir():
+            if session.get(RouterVersionRow, (scope, version)) is None or not self.path_of(version).is_dir():
                 raise VersionNotFound(f"no router version {version} is kept for {scope!r}", param="version")
             if _serving(session, scope) != version:
                 _move(session, scope, version, "promote", actor=actor, detail=detail)
@@ -87,16 +89,16 @@ class Versions:
     def serving(self) -> dict[str, str]:
         """The version that serves, of each scope where it is not the rules."""
         with self._database.read() as session:
-            latest = sa.select(sa.func.max(MoveRow.id)).group_by(MoveRow.scope)
-            moves = session.scalars(sa.select(MoveRow).where(MoveRow.id.in_(latest))).all()
+            latest = sa.select(sa.func.max(RouterMoveRow.id)).group_by(RouterMoveRow.scope)
+            moves = session.scalars(sa.select(RouterMoveRow).where(RouterMoveRow.id.in_(latest))).all()
             return {move.scope: move.version for move in moves if move.version is not None}
 
     def list(self, scope: str | None = None) -> Sequence[Version]:
         """All versions, or a scope's, the newest first."""
         serving = self.serving()
-        query = sa.select(VersionRow).order_by(VersionRow.created_at.desc())
+        query = sa.select(RouterVersionRow).order_by(RouterVersionRow.created_at.desc())
         with self._database.read() as session:
-            rows = session.scalars(query if scope is None else query.where(VersionRow.scope == scope)).all()
+            rows = session.scalars(query if scope is None else query.where(RouterVersionRow.scope == scope)).all()
         return [
             Version(
                 row.scope, row.version, row.created_at, row.origin, row.report, serving.get(row.scope) == row.version
@@ -133,12 +135,14 @@ class Versions:
         """Drop the oldest versions of a scope; their folders too, where no scope has them."""
         with self._database.write() as session:
             locked_state(session)
-            rows = session.scalars(sa.select(VersionRow).filter_by(scope=scope).order_by(VersionRow.created_at.desc()))
+            rows = session.scalars(
+                sa.select(RouterVersionRow).filter_by(scope=scope).order_by(RouterVersionRow.created_at.desc())
+            )
             old = [row for row in rows.all()[KEPT:] if row.version != _serving(session, scope)]
             for row in old:
                 session.delete(row)
             session.flush()
-            kept = set(session.scalars(sa.select(VersionRow.version)))
+            kept = set(session.scalars(sa.select(RouterVersionRow.version)))
         for row in old:
             if row.version not in kept:
                 shutil.rmtree(self.path_of(row.version), ignore_errors=True)
@@ -146,21 +150,23 @@ class Versions:
 
 def _move(session: Session, scope: str, version: str | None, action: str, *, actor: str, detail: str = "") -> None:
     session.add(
-        MoveRow(scope=scope, version=version, action=action, actor=actor[:255], at=datetime.now(UTC), detail=detail)
+        RouterMoveRow(
+            scope=scope, version=version, action=action, actor=actor[:255], at=datetime.now(UTC), detail=detail
+        )
     )
     log.info("router version of %s: %s to %s by %s", scope, action, version or "the rules", actor)
 
 
 def _serving(session: Session, scope: str) -> str | None:
-    latest = sa.select(MoveRow.version).filter_by(scope=scope).order_by(MoveRow.id.desc()).limit(1)
+    latest = sa.select(RouterMoveRow.version).filter_by(scope=scope).order_by(RouterMoveRow.id.desc()).limit(1)
     return session.scalar(latest)
 
 
 def _stack(session: Session, scope: str) -> list[str]:
     """What has served and can be returned to, in the order in which it came; the last one serves."""
-    kept = set(session.scalars(sa.select(VersionRow.version).filter_by(scope=scope)))
+    kept = set(session.scalars(sa.select(RouterVersionRow.version).filter_by(scope=scope)))
     served: list[str] = []
-    for move in session.scalars(sa.select(MoveRow).filter_by(scope=scope).order_by(MoveRow.id)):
+    for move in session.scalars(sa.select(RouterMoveRow).filter_by(scope=scope).order_by(RouterMoveRow.id)):
         if move.action == "rollback":
             del served[-1:]
         elif move.version is not None:
