@@ -141,28 +141,32 @@ class Counter:
 
     def _predict_again(self, scope: str, predictor: Predictor) -> None:
         log.info("evidence of %s is counted again", scope)
-        after = ""
-        while True:
-            with self._database.write() as session:
-                found = session.execute(
-                    sa.select(OutcomeRow, CaseRow)
-                    .join(CaseRow, CaseRow.id == OutcomeRow.case_id)
-                    .where(OutcomeRow.scope == scope, OutcomeRow.id > after)
-                    .order_by(OutcomeRow.id)
-                    .limit(PAGE)
-                ).all()
-                for outcome, case in found:
-                    asked = asked_of(case, agent=outcome.agent, candidate=outcome.candidate, base=outcome.base)
-                    prediction = predictor.predict(asked)
-                    outcome.band, outcome.expected = prediction.band, prediction.probability
-            if not found:
-                break
-            after = found[-1][0].id
+        after: str | None = ""
+        while after is not None:
+            after = self._predict_page(scope, predictor, after)
         with self._database.write() as session:
             state = locked_state(session)
             _sum_up(session, scope)
             session.execute(sa.update(ScopeRow).where(ScopeRow.scope == scope).values(basis=predictor.basis))
             state.revision += 1
+
+    def _predict_page(self, scope: str, predictor: Predictor, after: str) -> str | None:
+        """Predict the outcomes behind the outcome `after`; the last of them, None where there are no more."""
+        last: str | None = None
+        with self._database.write() as session:
+            found = session.execute(
+                sa.select(OutcomeRow, CaseRow)
+                .join(CaseRow, CaseRow.id == OutcomeRow.case_id)
+                .where(OutcomeRow.scope == scope, OutcomeRow.id > after)
+                .order_by(OutcomeRow.id)
+                .limit(PAGE)
+            ).all()
+            for outcome, case in found:
+                asked = asked_of(case, agent=outcome.agent, candidate=outcome.candidate, base=outcome.base)
+                prediction = predictor.predict(asked)
+                outcome.band, outcome.expected = prediction.band, prediction.probability
+                last = outcome.id
+        return last
 
 
 def _known(session: Session, ids: Sequence[str]) -> dict[str, OutcomeRow]:
