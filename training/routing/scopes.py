@@ -37,6 +37,13 @@ def readers_of(scope: str, learning: Learning) -> str | None:
     return EVERYONE if scope == POOL and learning == "shared" else None
 
 
+def scope_named(key: str | None, learning: Learning) -> str:
+    """The scope of what is installed for an API key, or for everyone."""
+    if key is not None:
+        return key
+    return POOL if learning == "shared" else EVERYONE
+
+
 def counted() -> Sequence[sa.ColumnElement[bool]]:
     """Which cases say something of a candidate: served and rewarded ones. Who asks for one by name is no sample."""
     return (
