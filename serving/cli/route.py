@@ -58,7 +58,7 @@ def _print(out: Output, decision: dict[str, Any]) -> None:
                 _mark(each, decision),
                 each["adapter"] or each["base"],
                 each["tier"],
-                _gauge(each["probability"], 10),
+                each["probability"],
                 each["cases"] or None,
                 f"{each['cost']:.3f}",
                 f"{each['cost_usd']:.6f}",
@@ -68,7 +68,7 @@ def _print(out: Output, decision: dict[str, Any]) -> None:
             for each in sorted(decision["candidates"], key=lambda each: -each["utility"])
         ]
         out.gap()
-        out.table(("", "candidate", "engine", "P(success)", ">cases", ">price", ">USD", ">wait s", ">utility"), rows)
+        out.table(("", "candidate", "engine", ">P(success)", ">cases", ">price", ">USD", ">wait s", ">utility"), rows)
     present = [f"{name} {value:g}" for name, value in decision["features"].items() if value]
     out.line(f"features: {', '.join(present) or 'none'}", FAINT)
 

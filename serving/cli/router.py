@@ -28,10 +28,13 @@ Group = Annotated[
 
 def build() -> typer.Typer:
     """The group."""
-    group = typer.Typer(no_args_is_help=True, help="Fit the router's estimators and measure them.")
+    from serving.cli import router_versions
+
+    group = typer.Typer(no_args_is_help=True, help="Fit the router's estimators, measure them, choose the version.")
     group.command("fit")(fit)
     group.command("eval")(evaluate)
     group.command("eval-agents")(evaluate_agents)
+    router_versions.add_commands(group)
     return group
 
 
