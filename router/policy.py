@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from adapters_registry.model import AdapterVersion
 from configs.agents import AgentPreset
-from router.agents import AgentRecogniser, KeywordRecogniser
+from router.agents import AgentRecogniser, KeywordRecogniser, RecogniserBeside
 from router.decision import Candidate, Decision, Reason, SessionRoute, UnknownModel
 from router.difficulty import RuleDifficulty
 from router.features import Features, extract
@@ -61,7 +61,9 @@ class Router:
     def from_model(cls, model: RouterModel, presets: Mapping[str, AgentPreset]) -> Router:
         """What was learned, and rules and priors for what was not."""
         success = LearnedSuccess(model.outcomes) if model.outcomes else PriorSuccess(RuleDifficulty())
-        return cls(success, model.recogniser or KeywordRecogniser(presets), model.version)
+        keywords = KeywordRecogniser(presets)
+        recogniser = RecogniserBeside(model.recogniser, keywords) if model.recogniser else keywords
+        return cls(success, recogniser, model.version)
 
     def outlook(self, task: Task) -> Outlook:
         """Difficulty and success as this version predicts them, before any evidence."""

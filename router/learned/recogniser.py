@@ -46,6 +46,11 @@ class FamiliarityRecogniser:
         self._thresholds = thresholds
         self._width = width
 
+    @property
+    def agents(self) -> Sequence[str]:
+        """Those that it was fitted on."""
+        return self._agents
+
     def recognise(self, text: str) -> tuple[str | None, float]:
         """Give the likeliest agent, or None where the task is not familiar, and the confidence in that agent."""
         best, familiarity = familiar(self._models.explain(tokens(text)))

@@ -5,7 +5,7 @@ The agent of a served case may be what a recogniser said, and is not learned fro
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import sqlalchemy as sa
@@ -42,16 +42,23 @@ def read_stated(database: Database, scope: str) -> list[Stated]:
 
 
 def better_recogniser(
-    earlier: Sequence[Stated], later: Sequence[Stated], serving: AgentRecogniser
+    earlier: Sequence[Stated],
+    later: Sequence[Stated],
+    serving: AgentRecogniser,
+    beside: Callable[[AgentRecogniser], AgentRecogniser],
 ) -> AgentRecogniser | None:
-    """Learn from the earlier cases; None where that does not recognise more of the later ones beyond doubt."""
+    """Learn from the earlier cases; None where that does not recognise more of the later ones beyond doubt.
+
+    `beside` makes of what was learned what would serve, with the rules for agents that have no cases.
+    """
     if not later:
         return None
     try:
         fitted = fit_recogniser([each.text for each in earlier], [each.agent for each in earlier])
     except TooFewRows:
         return None
-    gains = [_is_right(fitted, each) - _is_right(serving, each) for each in later]
+    would_serve = beside(fitted)
+    gains = [_is_right(would_serve, each) - _is_right(serving, each) for each in later]
     return fitted if paired_bootstrap(gains, error=ERROR).lower > 0 else None
 
 

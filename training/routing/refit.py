@@ -18,7 +18,8 @@ import sqlalchemy as sa
 from adapters_registry.database import Database
 from configs.agents import AgentPreset
 from configs.routing import RoutingSettings
-from router import Router
+from router import AgentRecogniser, Router
+from router.agents import KeywordRecogniser, RecogniserBeside
 from router.learned import OutcomeEstimator, RouterModel, RouteRow, TooFewRows, fit_outcomes
 from training.casebank.tables import CaseRow
 from training.routing.outcomes import asked_of
@@ -49,6 +50,10 @@ class Scene:
     def router(self, model: RouterModel | None) -> Router:
         """The router of a model, None being the rules."""
         return Router.from_presets(self.presets) if model is None else Router.from_model(model, self.presets)
+
+    def beside(self, recogniser: AgentRecogniser) -> AgentRecogniser:
+        """What would recognise agents with that one learned."""
+        return RecogniserBeside(recogniser, KeywordRecogniser(self.presets))
 
     def predictor(self, model: RouterModel | None) -> Predictor:
         """What that router would predict."""
@@ -98,7 +103,7 @@ class Refit:
         serving = self._serving(scope)
         outcomes, comparison = self._better_outcomes(scope, serving)
         stated = read_stated(self._database, scope)
-        recogniser = better_recogniser(*_parted(stated), self._scene.router(serving).recogniser)
+        recogniser = better_recogniser(*_parted(stated), self._scene.router(serving).recogniser, self._scene.beside)
         if outcomes is None and recogniser is None:
             return None
         kept = serving or RouterModel.of()
