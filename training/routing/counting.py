@@ -18,7 +18,7 @@ from adapters_registry.database import Database
 from configs.routing import Learning
 from training.casebank.tables import CaseRow
 from training.routing.outcomes import Outcome, asked_of
-from training.routing.predicting import Predictor
+from training.routing.predicting import Prediction, Predictor
 from training.routing.scopes import counted, scope_of
 from training.routing.tables import EvidenceRow, OutcomeRow, ScopeRow, StateRow, locked_state
 
@@ -44,10 +44,10 @@ class Counter:
 
     def begin(self) -> None:
         """Forget what was counted by another setting."""
+        if self._database.scalar(sa.select(StateRow.learning)) == self._learning:
+            return
         with self._database.write() as session:
             state = locked_state(session)
-            if state.learning == self._learning:
-                return
             for table in (OutcomeRow, EvidenceRow, ScopeRow):
                 session.execute(sa.delete(table))
             state.learning, state.counted_until = self._learning, None
@@ -65,34 +65,27 @@ class Counter:
         return changed
 
     def add(self, outcomes: Sequence[Outcome], *, until: datetime | None = None) -> int:
-        """Count `outcomes`; those that are counted already replace themselves. How many changed anything."""
-        predictors = {scope: self._predictor_of(scope) for scope in {each.scope for each in outcomes}}
-        predicted = [(each, predictors[each.scope].predict(each.asked)) for each in outcomes]
+        """Count `outcomes`; those that are counted already replace themselves. How many changed anything.
+
+        Those up to `until` need not be looked for again.
+        """
+        with self._database.read() as session:
+            counted_until = session.scalars(sa.select(StateRow.counted_until)).one()
+            known = _known(session, outcomes)
+        new = [each for each in outcomes if each.id not in known or known[each.id].reward != each.reward]
+        is_later = until is not None and (counted_until is None or until > counted_until)
+        if not new and not is_later:
+            return 0
+        predictors = {scope: self._predictor_of(scope) for scope in {each.scope for each in new}}
+        predicted = [(each, predictors[each.scope].predict(each.asked)) for each in new]
         with self._database.write() as session:
             state = locked_state(session)
-            if until is not None:
+            if is_later:
                 state.counted_until = until
-            known = _known(session, [each.id for each in outcomes])
-            moved: dict[_Key, list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0])
-            changed = 0
-            for outcome, prediction in predicted:
-                row = known.get(outcome.id)
-                if row is not None and row.reward == outcome.reward:
-                    continue
-                changed += 1
-                if row is None:
-                    row = outcome.row(prediction)
-                    session.add(row)
-                    known[outcome.id] = row
-                    _move(moved, row, 1)
-                else:
-                    _move(moved, row, -1)
-                    row.reward = outcome.reward
-                    _move(moved, row, 1)
-            _settle(session, moved)
             for scope, predictor in predictors.items():
                 if session.get(ScopeRow, scope) is None:
                     session.add(ScopeRow(scope=scope, basis=predictor.basis, fitted_at=None, fitted_cases=0))
+            changed = _count(session, predicted)
             state.revision += bool(changed)
         return changed
 
@@ -169,8 +162,30 @@ class Counter:
         return last
 
 
-def _known(session: Session, ids: Sequence[str]) -> dict[str, OutcomeRow]:
+def _known(session: Session, outcomes: Sequence[Outcome]) -> dict[str, OutcomeRow]:
+    ids = [each.id for each in outcomes]
     return {row.id: row for row in session.scalars(sa.select(OutcomeRow).where(OutcomeRow.id.in_(ids)))}
+
+
+def _count(session: Session, predicted: Sequence[tuple[Outcome, Prediction]]) -> int:
+    """Store the outcomes, move the sums by the difference; how many were new or have another reward."""
+    known = _known(session, [outcome for outcome, _ in predicted])
+    moved: dict[_Key, list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0])
+    changed = 0
+    for outcome, prediction in predicted:
+        row = known.get(outcome.id)
+        if row is not None and row.reward == outcome.reward:
+            continue  # another process was first
+        changed += 1
+        if row is None:
+            row = known[outcome.id] = outcome.row(prediction)
+            session.add(row)
+        else:
+            _move(moved, row, -1)
+            row.reward = outcome.reward
+        _move(moved, row, 1)
+    _settle(session, moved)
+    return changed
 
 
 def _move(moved: dict[_Key, list[float]], row: OutcomeRow, sign: int) -> None:
