@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
+from configs.routing import RoutingSettings
 from configs.training import TrainingSettings
 
 ENV_PREFIX = "LORADOCK_"
@@ -73,6 +74,9 @@ class EngineSettings(BaseModel):
     max_lora_rank: int | None = Field(None, description="largest rank accepted; default: the profile's")
     args: dict[str, Any] = Field(default_factory=dict, description="further vLLM arguments, as in its CLI, `_` or `-`")
     cost_per_mtok: float = Field(0.0, ge=0, description="USD per million tokens, for the router's utility")
+    tokens_per_s: float | None = Field(
+        None, gt=0, description="output tokens of one answer in a second, for the router's expected wait"
+    )
 
     @field_validator("max_lora_rank")
     @classmethod
@@ -134,6 +138,7 @@ class Settings(BaseSettings):
     api_keys_file: Path | None = Field(None, description="TOML file of hashed API keys; default: `home`/api_keys.toml")
     agents_dir: Path | None = Field(None, description="folder of further agent presets (YAML)")
     demo: bool = Field(True, description="register the demo adapters when the embedded base is served")
+    routing: RoutingSettings = Field(RoutingSettings(), description="choice and learning of routes; see its own keys")
     training: TrainingSettings = Field(TrainingSettings(), description="CaseBank, training and gate; see its own keys")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="verbosity of the log")
 

@@ -79,6 +79,11 @@ class Answering(Protocol):
         ...
 
     @property
+    def tokens_per_s(self) -> float | None:
+        """Output tokens of one answer in a second, where the settings tell."""
+        ...
+
+    @property
     def slots(self) -> int:
         """Adapters resident at once; 0 where the engine takes none."""
         ...

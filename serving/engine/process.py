@@ -79,6 +79,7 @@ class VllmEngine:
         self.upstream_model = settings.base_name
         self.base_aliases = model.aliases
         self.cost_per_mtok = settings.cost_per_mtok
+        self.tokens_per_s = settings.tokens_per_s
         self.slots = settings.slots or profile.slots
         self.max_lora_rank = settings.max_lora_rank or profile.max_lora_rank
         self.max_context: int | None = None

@@ -75,6 +75,7 @@ class UrlEngine(ABC):
         self.base_aliases = unique(settings.base_name, settings.model, *settings.base_aliases)
         self.model_path: Path | None = None
         self.cost_per_mtok = settings.cost_per_mtok
+        self.tokens_per_s = settings.tokens_per_s
         self.slots = 0
         self.max_lora_rank = 0
         self.max_context: int | None = None

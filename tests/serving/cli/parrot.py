@@ -81,6 +81,7 @@ class Parrot:
     base_aliases = ()
     upstream_model = BASE
     cost_per_mtok = 0.0
+    tokens_per_s = None
     slots = 3
     max_lora_rank = 16
     max_context = 512

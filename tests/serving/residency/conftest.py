@@ -19,6 +19,7 @@ class SlotEngine:
     base_name = "tiny"
     upstream_model = "tiny"
     cost_per_mtok = 0.0
+    tokens_per_s = None
     max_lora_rank = 16
     max_context = 2048
 
