@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from router.agents import AgentRecogniser
+from router.learned.blend import Blend
 from router.learned.linear import LinearOutcomes
 from router.learned.outcomes import OutcomeEstimator, RouteRow
-from router.learned.recogniser import LinearRecogniser
+from router.learned.recogniser import FamiliarityRecogniser
 
 AUTO = "auto"
+ESTIMATORS: dict[str, type[LinearOutcomes] | type[Blend]] = {LinearOutcomes.KIND: LinearOutcomes, Blend.KIND: Blend}
 LEAST_ROWS = 50
 """fewer tell nothing"""
 
@@ -19,7 +21,7 @@ class TooFewRows(ValueError):
 
 
 def fit_outcomes(rows: Sequence[RouteRow], *, seed: int = 0, estimator: str = AUTO) -> OutcomeEstimator:
-    """Learn both tiers' outcomes. `estimator` names one of them, `auto` takes the best.
+    """Learn both tiers' outcomes. `estimator` names one of them, `auto` is the blend.
 
     Raises TooFewRows for fewer than `LEAST_ROWS` rows or where all had the same outcome, ValueError for an estimator
     that does not exist.
@@ -28,9 +30,10 @@ def fit_outcomes(rows: Sequence[RouteRow], *, seed: int = 0, estimator: str = AU
         raise TooFewRows(f"{len(rows)} rows; {LEAST_ROWS} are the least to learn outcomes from")
     if len({(row.weak, row.strong) for row in rows}) < 2:
         raise TooFewRows("all rows have the same outcome")
-    if estimator not in (AUTO, LinearOutcomes.KIND):
-        raise ValueError(f"no estimator '{estimator}'")
-    return LinearOutcomes.fit(rows, seed=seed)
+    name = Blend.KIND if estimator == AUTO else estimator
+    if name not in ESTIMATORS:
+        raise ValueError(f"no estimator '{estimator}'; there are: {AUTO}, {', '.join(ESTIMATORS)}")
+    return ESTIMATORS[name].fit(rows, seed=seed)
 
 
 def fit_recogniser(texts: Sequence[str], agents: Sequence[str], *, seed: int = 0) -> AgentRecogniser:
@@ -42,4 +45,4 @@ def fit_recogniser(texts: Sequence[str], agents: Sequence[str], *, seed: int = 0
         raise TooFewRows(f"{len(texts)} texts; {LEAST_ROWS} are the least to learn agents from")
     if len(set(agents)) < 2:
         raise TooFewRows("all texts are of one agent")
-    return LinearRecogniser.fit(texts, agents, seed=seed)
+    return FamiliarityRecogniser.fit(texts, agents, seed=seed)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from router.features import Features
+from router.learned.encode import sparse
 from router.learned.outcomes import RouteRow, TierOutcomes
 from router.learned.store import Array, Part
 from router.learned.terms import Terms
@@ -29,11 +30,8 @@ class LinearOutcomes:
 
     def outcomes(self, features: Features, text: str) -> TierOutcomes:
         """Sum the cells in which each tier is right."""
-        found = self._terms.vector(text)
-        scores = self._bias
-        if found:
-            places = [place for place, _ in found]
-            scores = scores + np.array([value for _, value in found]) @ self._weights[places]
+        places, values = self._terms.vector(text)
+        scores = self._bias + values @ self._weights[places]
         odds = np.exp(scores - scores.max())
         _, only_strong, only_weak, both = (odds / odds.sum()).tolist()
         return TierOutcomes(weak=only_weak + both, strong=only_strong + both)
@@ -41,7 +39,6 @@ class LinearOutcomes:
     @classmethod
     def fit(cls, rows: Sequence[RouteRow], *, seed: int = 0) -> LinearOutcomes:
         """Fit by maximum likelihood; an outcome between 0 and 1 counts as its share of either."""
-        from scipy.sparse import vstack
         from sklearn.linear_model import LogisticRegression
 
         terms = Terms.fit((row.prompt for row in rows), min_texts=MIN_TEXTS)
@@ -50,8 +47,8 @@ class LinearOutcomes:
         weight = np.array([row.weight for row in rows])
         shares = np.stack([(1 - weak) * (1 - strong), (1 - weak) * strong, weak * (1 - strong), weak * strong])
         cells, used = np.nonzero(shares)
-        model = LogisticRegression(C=C, max_iter=500, random_state=seed)
-        model.fit(vstack([matrix[used]]), cells, (shares * weight)[cells, used])
+        model = LogisticRegression(C=C, max_iter=200, tol=1e-3, random_state=seed)
+        model.fit(matrix[used], cells, (shares * weight)[cells, used])
         weights, bias = np.zeros((len(terms), CELLS), np.float32), np.full(CELLS, -20.0, np.float32)
         if len(model.classes_) == 2:
             model.coef_ = np.vstack([-model.coef_ / 2, model.coef_ / 2])
@@ -70,14 +67,3 @@ class LinearOutcomes:
         """From what was saved. Raises RouterModelInvalid."""
         terms = Terms.from_part(part)
         return cls(terms, part.array("weights", len(terms), CELLS), part.array("bias", CELLS))
-
-
-def sparse(terms: Terms, texts: Sequence[str]):  # type: ignore[no-untyped-def]
-    """The texts' vectors as the rows of one sparse matrix."""
-    from scipy.sparse import csr_matrix
-
-    vectors = [terms.vector(text) for text in texts]
-    indptr = np.cumsum([0, *map(len, vectors)])
-    places = np.array([place for vector in vectors for place, _ in vector], dtype=np.int32)
-    values = np.array([value for vector in vectors for _, value in vector])
-    return csr_matrix((values, places, indptr), shape=(len(texts), len(terms)))

@@ -10,9 +10,10 @@ from typing import Any, Protocol, runtime_checkable
 from router.agents import AgentRecogniser
 from router.difficulty import DifficultyEstimator
 from router.learned import store
+from router.learned.blend import Blend
 from router.learned.linear import LinearOutcomes
 from router.learned.outcomes import LearnedDifficulty, OutcomeEstimator
-from router.learned.recogniser import LinearRecogniser
+from router.learned.recogniser import FamiliarityRecogniser
 from router.learned.store import Part, RouterModelInvalid
 
 
@@ -26,8 +27,11 @@ class Saveable(Protocol):
 
 
 OUTCOMES, RECOGNISER = "outcomes", "recogniser"
-_OUTCOMES: dict[str, Callable[[Part], Any]] = {LinearOutcomes.KIND: LinearOutcomes.from_part}
-_RECOGNISERS: dict[str, Callable[[Part], Any]] = {LinearRecogniser.KIND: LinearRecogniser.from_part}
+_OUTCOMES: dict[str, Callable[[Part], Any]] = {
+    LinearOutcomes.KIND: LinearOutcomes.from_part,
+    Blend.KIND: Blend.from_part,
+}
+_RECOGNISERS: dict[str, Callable[[Part], Any]] = {FamiliarityRecogniser.KIND: FamiliarityRecogniser.from_part}
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -12,17 +12,17 @@ import numpy as np
 from router.features import tokens
 from router.learned.store import Array, Part, RouterModelInvalid
 
+_TINY = 1e-9
 
-def terms_of(text: str) -> Iterator[str]:
+
+def terms_of(text: str) -> list[str]:
     """The terms of a text: its words, then its pairs of neighbouring words joined by a blank."""
     words = tokens(text)
-    yield from words
-    for left, right in pairwise(words):
-        yield f"{left} {right}"
+    return [*words, *[f"{left} {right}" for left, right in pairwise(words)]]
 
 
 class Terms:
-    """A vocabulary with inverse document frequencies.
+    """A vocabulary with inverse document frequencies; `words` terms, the first ones, are single words.
 
     A term counts 1 + ln(occurrences), times ln((1 + texts) / (1 + texts with it)) + 1; a vector has length 1, or is
     empty. The same numbers as scikit-learn's `TfidfVectorizer(sublinear_tf=True)` over `terms_of`.
@@ -30,8 +30,9 @@ class Terms:
 
     def __init__(self, vocabulary: Sequence[str], idf: Array) -> None:
         self.vocabulary = list(vocabulary)
+        self.words = sum(" " not in term for term in self.vocabulary)
         self.idf = idf
-        self._places = {term: (place, float(idf[place])) for place, term in enumerate(self.vocabulary)}
+        self._places = {term: place for place, term in enumerate(self.vocabulary)}
 
     def __len__(self) -> int:
         return len(self.vocabulary)
@@ -44,21 +45,16 @@ class Terms:
         for text in texts:
             number += 1
             seen.update(set(terms_of(text)))
-        kept = sorted(term for term, texts_with in seen.items() if texts_with >= min_texts)
+        kept = sorted((term for term, texts_with in seen.items() if texts_with >= min_texts), key=_words_first)
         counts = np.array([seen[term] for term in kept], dtype=np.float64)
         return cls(kept, (np.log((1 + number) / (1 + counts)) + 1).astype(np.float32))
 
-    def vector(self, text: str) -> list[tuple[int, float]]:
-        """Places and values of one text."""
-        places = self._places
-        counts: dict[tuple[int, float], int] = {}
-        for term in terms_of(text):
-            if term in places:
-                found = places[term]
-                counts[found] = counts.get(found, 0) + 1
-        values = [(place, idf if count == 1 else (1 + math.log(count)) * idf) for (place, idf), count in counts.items()]
-        length = math.sqrt(sum(value * value for _, value in values))
-        return [(place, value / length) for place, value in values]
+    def vector(self, text: str) -> tuple[Array, Array]:
+        """Places and values of one text, ordered by place; both of the shape (terms found,)."""
+        found = [place for place in map(self._places.get, terms_of(text)) if place is not None]
+        places, counts = np.unique(np.array(found, dtype=np.int32), return_counts=True)
+        values = (1 + np.log(counts)) * self.idf[places]
+        return places, values / max(math.sqrt(float(values @ values)), _TINY)
 
     def part(self) -> Part:
         """To save, as a share of the part of whoever uses it."""
@@ -70,4 +66,10 @@ class Terms:
         vocabulary = part.setting("vocabulary", list)
         if not all(isinstance(term, str) for term in vocabulary):
             raise RouterModelInvalid(f"the vocabulary of part '{part.kind}' holds what is no text")
+        if vocabulary != sorted(set(vocabulary), key=_words_first):
+            raise RouterModelInvalid(f"the vocabulary of part '{part.kind}' is out of order")
         return cls(vocabulary, part.array("idf", len(vocabulary)))
+
+
+def _words_first(term: str) -> tuple[bool, str]:
+    return " " in term, term
