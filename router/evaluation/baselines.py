@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
 from router.difficulty import RuleDifficulty
 from router.features import Features, extract
 from router.learned import OutcomeEstimator, RouteRow, TierOutcomes
+from router.learned.logistic import fit_line
 from router.task import Task
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 
 class Judgement(NamedTuple):
@@ -31,16 +30,43 @@ class Scorer(Protocol):
         ...
 
 
+@runtime_checkable
+class KnowsShares(Protocol):
+    """An estimator that knows how the gains of held-out tasks were spread."""
+
+    def threshold(self, share: float) -> float:
+        """The gain that this share of tasks exceeds."""
+        ...
+
+
 class ByGain:
     """Ranks by the gain that an estimator predicts."""
 
     def __init__(self, estimator: OutcomeEstimator) -> None:
         self._estimator = estimator
 
+    def thresholds(self, shares: Sequence[float]) -> list[float] | None:
+        """The score over which each share of strong calls lies, as learned from training rows, or None."""
+        if not isinstance(self._estimator, KnowsShares):
+            return None
+        return [self._estimator.threshold(share) for share in shares]
+
     def judge(self, features: Features, text: str) -> Judgement:
         """The predicted outcomes, and their difference."""
         outcomes = self._estimator.outcomes(features, text)
         return Judgement(outcomes.gain, outcomes)
+
+
+class ByDifficulty:
+    """Ranks by the failure of the weak tier, whatever the strong one does."""
+
+    def __init__(self, estimator: OutcomeEstimator) -> None:
+        self._estimator = estimator
+
+    def judge(self, features: Features, text: str) -> Judgement:
+        """The predicted outcomes, and the probability that the weak tier fails."""
+        outcomes = self._estimator.outcomes(features, text)
+        return Judgement(1 - outcomes.weak, outcomes)
 
 
 class ByScore:
@@ -49,14 +75,13 @@ class ByScore:
     def __init__(self, score: Callable[[Features, str], float], rows: Sequence[RouteRow]) -> None:
         self._score = score
         scores = np.array([score(*seen(row.prompt)) for row in rows])
-        self._weak = _logistic(scores, np.array([row.weak for row in rows]))
-        self._strong = _logistic(scores, np.array([row.strong for row in rows]))
+        self._weak = fit_line(scores, np.array([row.weak for row in rows]))
+        self._strong = fit_line(scores, np.array([row.strong for row in rows]))
 
     def judge(self, features: Features, text: str) -> Judgement:
         """The score, and what rows of that score came to."""
         score = self._score(features, text)
-        weak, strong = (1 / (1 + math.exp(-(bias + slope * score))) for bias, slope in (self._weak, self._strong))
-        return Judgement(score, TierOutcomes(weak, strong))
+        return Judgement(score, TierOutcomes(self._weak.probability(score), self._strong.probability(score)))
 
 
 def by_length(rows: Sequence[RouteRow]) -> ByScore:
@@ -73,14 +98,3 @@ def seen(prompt: str) -> tuple[Features, str]:
     """What an estimator is given of a prompt in the request path."""
     task = Task.from_messages(prompt)
     return extract(task), task.text
-
-
-def _logistic(score: Array, outcome: Array) -> tuple[float, float]:
-    """Bias and slope of the likeliest logistic function, by Newton's method."""
-    design = np.stack([np.ones(len(score)), score], axis=1)
-    line = np.zeros(2)
-    for _ in range(25):
-        believed = 1 / (1 + np.exp(-(design @ line)))
-        curvature = (design * (believed * (1 - believed))[:, None]).T @ design + 1e-6 * np.eye(2)
-        line = line + np.linalg.solve(curvature, design.T @ (outcome - believed))
-    return float(line[0]), float(line[1])

@@ -11,7 +11,7 @@ from itertools import cycle, islice
 import numpy as np
 
 from router.evaluation import metrics
-from router.evaluation.baselines import Scorer, seen
+from router.evaluation.baselines import ByGain, Scorer, seen
 from router.evaluation.contenders import BASELINES, REFERENCE, Contenders
 from router.evaluation.folds import Split, splits
 from router.evaluation.metrics import Array, Interval
@@ -20,6 +20,8 @@ from router.learned import RouteRow
 from router.task import Task
 
 ORACLE = "oracle"
+SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+"""of strong calls, which thresholds are set for"""
 INNER_FOLDS = 3
 CHOICE_ROWS = 2000
 """training rows that the choice among estimators is made on, at most: it fits each of them so many times more"""
@@ -72,6 +74,8 @@ class Comparison:
     predictions: Mapping[str, Predictions]
     figures: Mapping[str, Figures]
     chosen: str
+    shares: Mapping[str, Array]
+    """for those that set thresholds from training rows, the strong shares of held-out rows; shape (len(SHARES),)"""
 
     @property
     def gain(self) -> Array:
@@ -92,6 +96,7 @@ def compare(
     found = {name: np.full((3, len(rows)), np.nan) for name in everybody}
     votes: Counter[str] = Counter()
     scorers: dict[str, Scorer] = {}
+    strong: dict[str, list[Array]] = {}
     for number, part in enumerate(parts, start=1):
         train = [rows[place] for place in part.train]
         votes[choose(train, everybody, seed=seed)] += 1
@@ -99,7 +104,9 @@ def compare(
         for name, fit in everybody.items():
             progress(f"fold {number} of {len(parts)}: {name}")
             scorers[name] = scorer = fit(train, seed)
-            found[name][:, part.test] = _predict(scorer, test)
+            found[name][:, part.test] = said = _predict(scorer, test)
+            if isinstance(scorer, ByGain) and (thresholds := scorer.thresholds(SHARES)) is not None:
+                strong.setdefault(name, []).append((said[0][:, None] > np.array(thresholds)).sum(axis=0))
     held = np.sort(np.concatenate([part.test for part in parts]))
     scored = [rows[place] for place in held]
     predictions = {name: Predictions(*values[:, held]) for name, values in found.items()}
@@ -108,7 +115,8 @@ def compare(
         progress(f"timing {name}")
         p50, p99 = timed(scorer, [row.prompt for row in scored])
         figures[name] = Figures(**{**vars(figures[name]), "p50_ms": p50, "p99_ms": p99})
-    return Comparison(scored, predictions, figures, votes.most_common(1)[0][0])
+    shares = {name: np.sum(counts, axis=0) / len(scored) for name, counts in strong.items()}
+    return Comparison(scored, predictions, figures, votes.most_common(1)[0][0], shares)
 
 
 def choose(train: Sequence[RouteRow], everybody: Contenders, *, seed: int) -> str:

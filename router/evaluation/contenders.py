@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
-from router.evaluation.baselines import ByGain, Scorer, by_length, by_rules
+from router.evaluation.baselines import ByDifficulty, ByGain, Scorer, by_length, by_rules
 from router.learned import OutcomeEstimator, RouteRow, fit_outcomes
 from router.learned.fit import ESTIMATORS
 
@@ -15,15 +16,14 @@ REFERENCE = "tfidf"
 """whom the others are compared with, on the same rows"""
 
 
-def contenders(others: Mapping[str, Callable[[Sequence[RouteRow], int], OutcomeEstimator]] | None = None) -> Contenders:
-    """Everybody by name: the baselines, what `fit_outcomes` knows, and `others` that are fitted elsewhere."""
+def contenders(daao: Callable[[Sequence[RouteRow], int], OutcomeEstimator] | None = None) -> Contenders:
+    """Everybody by name: the baselines, what `fit_outcomes` knows, and DAAO's head, which is fitted elsewhere."""
     everybody: dict[str, Fit] = {"length": lambda rows, _: by_length(rows), "rules": lambda rows, _: by_rules(rows)}
-    for name in ESTIMATORS:
-        everybody[name] = _learned(lambda rows, seed, name=name: fit_outcomes(rows, seed=seed, estimator=name))  # type: ignore[misc]
-    for name, fit in (others or {}).items():
-        everybody[name] = _learned(fit)
+    everybody |= {name: partial(_fit, name) for name in ESTIMATORS}
+    if daao is not None:
+        everybody["daao"] = lambda rows, seed: ByDifficulty(daao(rows, seed))
     return everybody
 
 
-def _learned(fit: Callable[[Sequence[RouteRow], int], OutcomeEstimator]) -> Fit:
-    return lambda rows, seed: ByGain(fit(rows, seed))
+def _fit(name: str, rows: Sequence[RouteRow], seed: int) -> Scorer:
+    return ByGain(fit_outcomes(rows, seed=seed, estimator=name))

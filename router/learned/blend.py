@@ -52,7 +52,7 @@ class Blend:
         self._form_weights = weights[len(encoder.terms) :]
         self._forest = forest
         self._line = line
-        self.gains = gains
+        self._gains = gains
 
     def outcomes(self, features: Features, text: str) -> TierOutcomes:
         """Encode, regress, ask the trees, blend."""
@@ -60,7 +60,11 @@ class Blend:
         ridge = task.values @ self._term_weights[task.places] + task.form @ self._form_weights
         trees = self._forest.predict(np.concatenate([task.form, task.topics]).astype(np.float32))
         gain, level = (self._line[0] + self._line[1] * (ridge + trees) / 2).tolist()
-        return TierOutcomes(_inside(level - gain / 2), _inside(level + gain / 2))
+        return _outcomes(gain, level)
+
+    def threshold(self, share: float) -> float:
+        """The gain that this share of tasks like the learned ones is predicted to exceed; `share` is in [0, 1]."""
+        return float(np.interp(1 - share, np.linspace(0, 1, len(self._gains)), self._gains))
 
     @classmethod
     def fit(cls, rows: Sequence[RouteRow], *, seed: int = 0) -> Blend:
@@ -96,7 +100,7 @@ class Blend:
         """To save."""
         encoder, forest = self._encoder.part(), self._forest.part()
         weights = np.concatenate([self._term_weights, self._form_weights])
-        own = {"weights": weights, "line": self._line, "gains": self.gains}
+        own = {"weights": weights, "line": self._line, "gains": self._gains}
         return Part(self.KIND, encoder.settings, {**encoder.arrays, **forest.arrays, **own})
 
     @classmethod
@@ -144,5 +148,9 @@ def _calibrated(blended: Array, target: Array, weights: Array) -> tuple[float, f
     return float(goal - slope * centre), slope
 
 
-def _inside(probability: float) -> float:
-    return min(max(probability, FLOOR), 1 - FLOOR)
+def _outcomes(gain: float, level: float) -> TierOutcomes:
+    """Probabilities of that gain and, where both fit between `FLOOR` and 1 - `FLOOR`, of that level."""
+    half = min(max(gain / 2, FLOOR - 0.5), 0.5 - FLOOR)
+    room = FLOOR + abs(half)
+    level = min(max(level, room), 1 - room)
+    return TierOutcomes(level - half, level + half)

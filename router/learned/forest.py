@@ -95,4 +95,6 @@ def fit_trees(features: Array, targets: Array, weights: Array, *, seed: int, tre
     forest = ExtraTreesRegressor(
         trees, min_samples_leaf=MIN_LEAF, max_features=FEATURES_A_SPLIT, random_state=seed, n_jobs=-1
     )
-    return forest.fit(features, targets, sample_weight=weights)
+    fitted = forest.fit(features, targets, sample_weight=weights)
+    # several threads add up the trees in any order, and the last bits of a sum depend on it
+    return fitted.set_params(n_jobs=1)

@@ -11,6 +11,7 @@ from router.agents import AgentRecogniser
 from router.difficulty import DifficultyEstimator
 from router.learned import store
 from router.learned.blend import Blend
+from router.learned.daao import VariationalOutcomes
 from router.learned.linear import LinearOutcomes
 from router.learned.outcomes import LearnedDifficulty, OutcomeEstimator
 from router.learned.recogniser import FamiliarityRecogniser
@@ -30,6 +31,7 @@ OUTCOMES, RECOGNISER = "outcomes", "recogniser"
 _OUTCOMES: dict[str, Callable[[Part], Any]] = {
     LinearOutcomes.KIND: LinearOutcomes.from_part,
     Blend.KIND: Blend.from_part,
+    VariationalOutcomes.KIND: VariationalOutcomes.from_part,
 }
 _RECOGNISERS: dict[str, Callable[[Part], Any]] = {FamiliarityRecogniser.KIND: FamiliarityRecogniser.from_part}
 
