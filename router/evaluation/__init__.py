@@ -6,7 +6,7 @@ adds pictures and the cost-quality curve. `judge_recogniser` does the same for a
 """
 
 from router.evaluation.agents import AgentFigures, judge_recogniser
-from router.evaluation.compare import Comparison, Figures, compare
+from router.evaluation.comparison import Comparison, Figures, compare
 from router.evaluation.contenders import contenders
 from router.evaluation.files import OUT_OF_SCOPE, UnreadableTable, read_agents, read_routes
 from router.evaluation.folds import Split, draw, splits

@@ -10,7 +10,7 @@ import numpy as np
 
 from router.agents import AgentRecogniser
 from router.evaluation.files import OUT_OF_SCOPE
-from router.evaluation.metrics import ece
+from router.evaluation.metrics import Array, ece
 from router.features import excerpt, tokens
 
 
@@ -59,5 +59,5 @@ def judge_recogniser(recogniser: AgentRecogniser, texts: Sequence[str], agents: 
     )
 
 
-def _f1(said: np.ndarray, true: np.ndarray) -> float:  # type: ignore[type-arg]
+def _f1(said: Array, true: Array) -> float:
     return float(2 * (said & true).sum() / max(1, said.sum() + true.sum()))

@@ -14,6 +14,9 @@ from router.learned import OutcomeEstimator, RouteRow, TierOutcomes
 from router.learned.logistic import fit_line
 from router.task import Task
 
+CALIBRATION_ROWS = 2000
+"""rows that two numbers are fitted on, about"""
+
 
 class Judgement(NamedTuple):
     """What is thought of a task: the higher the score, the sooner it goes to the strong tier."""
@@ -74,6 +77,7 @@ class ByScore:
 
     def __init__(self, score: Callable[[Features, str], float], rows: Sequence[RouteRow]) -> None:
         self._score = score
+        rows = rows[:: max(1, len(rows) // CALIBRATION_ROWS)]
         scores = np.array([score(*seen(row.prompt)) for row in rows])
         self._weak = fit_line(scores, np.array([row.weak for row in rows]))
         self._strong = fit_line(scores, np.array([row.strong for row in rows]))

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from router.evaluation.compare import Comparison
+from router.evaluation.comparison import Comparison
 from router.evaluation.metrics import Array, ranking
 from router.learned import RouteRow
 

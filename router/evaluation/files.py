@@ -25,7 +25,8 @@ def read_routes(path: Path, group: str | None = None) -> list[RouteRow]:
     columns = ("prompt", "weak_correct", "strong_correct", *([group] if group else []))
     rows = []
     for line, (prompt, weak, strong, *rest) in _read(path, columns):
-        rows.append(RouteRow(prompt, _outcome(path, line, weak), _outcome(path, line, strong), *rest))
+        kind = rest[0] if rest else None
+        rows.append(RouteRow(prompt, _outcome(path, line, weak), _outcome(path, line, strong), kind))
     return rows
 
 

@@ -25,14 +25,15 @@ class Interval(NamedTuple):
 
 def ranking(score: Array, seed: int) -> Array:
     """Rows from the highest score to the lowest, ties at random."""
-    return np.lexsort((np.random.default_rng(seed).random(len(score)), -score))
+    order: Array = np.lexsort((np.random.default_rng(seed).random(len(score)), -score))
+    return order
 
 
 def pgr(gain: Array, order: Array) -> Array:
     """PGR at c = 0, 1/n, ..., 1; shape (n + 1,). NaN everywhere when both models are equally good."""
     had = np.concatenate([[0.0], np.cumsum(gain[order])])
     with np.errstate(invalid="ignore", divide="ignore"):
-        return had / had[-1]
+        return np.asarray(had / had[-1])
 
 
 def apgr(gain: Array, order: Array) -> float:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from router.evaluation.compare import ORACLE, SHARES, Comparison
+from router.evaluation.comparison import ORACLE, SHARES, Comparison
 from router.evaluation.contenders import REFERENCE
 from router.evaluation.curve import Curve, between, costs
 from router.evaluation.metrics import Array, pgr, ranking
@@ -41,7 +41,13 @@ def _png(draw: Callable[[Axes], None]) -> bytes:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    style = {"font.size": 10, "axes.edgecolor": FAINT, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK}
+    style: dict[Any, Any] = {
+        "font.size": 10,
+        "axes.edgecolor": FAINT,
+        "axes.labelcolor": INK,
+        "xtick.color": INK,
+        "ytick.color": INK,
+    }
     with rc_context(style):
         figure = Figure(figsize=SIZE, layout="constrained")
         FigureCanvasAgg(figure)

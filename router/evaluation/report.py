@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from router.evaluation.compare import SHARES, Comparison, Figures
+from router.evaluation.comparison import SHARES, Comparison, Figures
 from router.evaluation.curve import Curve, between, costs, curves
 from router.evaluation.pictures import pictures
 
 PAGE, DOCUMENT = "report.html", "report.json"
 CAPTIONS = {
-    "cost_quality.png": "Each way of choosing, from the weak tier alone to the strong one alone; further left is cheaper.",
+    "cost_quality.png": "From the weak tier alone to the strong one alone; further left is cheaper.",
     "gain.png": "Rows in the order of the score; the strong tier gets the first ones.",
     "calibration.png": "Bins of equally many held-out rows.",
     "shares.png": "The threshold of each share comes from training rows; the rows counted are held out.",

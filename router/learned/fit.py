@@ -26,13 +26,13 @@ def fit_outcomes(rows: Sequence[RouteRow], *, seed: int = 0, estimator: str = AU
     Raises TooFewRows for fewer than `LEAST_ROWS` rows or where all had the same outcome, ValueError for an estimator
     that does not exist.
     """
+    name = Blend.KIND if estimator == AUTO else estimator
+    if name not in ESTIMATORS:
+        raise ValueError(f"no estimator '{estimator}'; there are: {AUTO}, {', '.join(ESTIMATORS)}")
     if len(rows) < LEAST_ROWS:
         raise TooFewRows(f"{len(rows)} rows; {LEAST_ROWS} are the least to learn outcomes from")
     if len({(row.weak, row.strong) for row in rows}) < 2:
         raise TooFewRows("all rows have the same outcome")
-    name = Blend.KIND if estimator == AUTO else estimator
-    if name not in ESTIMATORS:
-        raise ValueError(f"no estimator '{estimator}'; there are: {AUTO}, {', '.join(ESTIMATORS)}")
     return ESTIMATORS[name].fit(rows, seed=seed)
 
 

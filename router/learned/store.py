@@ -129,7 +129,7 @@ def _bytes(path: Path) -> bytes:
 def _document(raw: bytes, folder: Path) -> dict[str, Any]:
     """The document, of which no more is known than that the parts have a kind and settings."""
     try:
-        document = json.loads(raw)
+        document: dict[str, Any] = json.loads(raw)
     except ValueError:  # also UnicodeDecodeError
         raise RouterModelInvalid(f"{folder / DOCUMENT} is no JSON") from None
     schema = document.get("schema") if isinstance(document, dict) else None

@@ -5,7 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from router.evaluation import metrics
+from router.evaluation import metrics, read_routes
+from tests.router.evaluation.data import ROUTES
 
 GAIN = np.array([0.0, 1.0, -1.0, 1.0, 0.0])
 
@@ -22,7 +23,8 @@ def test_apgr_is_the_area_under_the_whole_curve() -> None:
 
 def test_apgr_of_the_best_and_of_the_worst_order_lie_on_both_sides_of_chance() -> None:
     best, worst = metrics.ranking(GAIN, 0), metrics.ranking(-GAIN, 0)
-    assert metrics.apgr(GAIN, best) > 1 > 0 > metrics.apgr(GAIN, worst)
+    assert metrics.apgr(GAIN, best) > 1
+    assert metrics.apgr(GAIN, worst) < 0
     assert metrics.apgr(GAIN, best) + metrics.apgr(GAIN, best[::-1]) == pytest.approx(1)
 
 
@@ -73,3 +75,17 @@ def test_ece_is_the_distance_of_belief_and_truth_within_bins() -> None:
     assert metrics.ece(believed, np.array([1.0, 1, 0, 0]), bins=10) == pytest.approx(0.1)
     assert metrics.ece(believed, np.array([1.0, 0, 0, 0]), bins=10) == pytest.approx((0.4 + 0.1) / 2)
     assert metrics.ece(np.ones(3), np.ones(3)) == 0
+
+
+@pytest.mark.skipif(not ROUTES.is_file(), reason="needs the public routing data")
+def test_the_known_figures_of_the_public_data() -> None:
+    rows = read_routes(ROUTES)
+    gain = np.array([row.strong - row.weak for row in rows])
+    length = metrics.ranking(np.array([float(len(row.prompt)) for row in rows]), 0)
+    assert metrics.apgr(gain, length) == pytest.approx(0.586, abs=0.001)
+    assert metrics.cpt(gain, length, 0.5) == pytest.approx(0.359, abs=0.002)
+    assert metrics.cpt(gain, length, 0.8) == pytest.approx(0.691, abs=0.002)
+    assert metrics.apgr(gain, metrics.ranking(gain, 0)) == pytest.approx(1.285, abs=0.001)
+    assert metrics.interval(metrics.resampled_apgr(gain, [length], seed=0)[0]) == pytest.approx(
+        (0.569, 0.602), abs=0.005
+    )

@@ -37,7 +37,8 @@ def test_an_agent_with_few_tasks_is_still_recognised() -> None:
     texts, agents = agent_texts(300)
     kept = [place for place, agent in enumerate(agents) if agent == "support" or place < 60]
     recogniser = FamiliarityRecogniser.fit([texts[place] for place in kept], [agents[place] for place in kept])
-    assert recogniser.recognise("tell me about the indemnity and liability clause please")[0] == "legal"
+    fresh = [text for text, agent in zip(*agent_texts(200, seed=1), strict=True) if agent == "legal"]
+    assert sum(recogniser.recognise(text)[0] == "legal" for text in fresh) >= 75
 
 
 def test_too_little_to_learn_from() -> None:
