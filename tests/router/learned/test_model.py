@@ -65,8 +65,7 @@ def test_difficulty_is_the_failure_of_the_weak_tier(model: RouterModel) -> None:
     easy, hard = "the kitten and the garden", "prove the lemma and derive that"
     said: list[TierOutcomes] = [model.outcomes.outcomes(None, text) for text in (easy, hard)]  # type: ignore[arg-type]
     assert model.difficulty.estimate(None, hard) == 1 - said[1].weak  # type: ignore[arg-type]
-    assert said[0].weak > 0.7
-    assert said[1].weak < 0.3
+    assert said[0].weak > said[1].weak + 0.3
 
 
 def _edit(change: Callable[[dict], None]) -> Callable[[Path], None]:  # type: ignore[type-arg]
