@@ -17,9 +17,9 @@ from router.learned.store import Array
 STEP = 0.1
 """how far from the present difficulty the target lies: below where the weak tier was right, above where it was wrong"""
 KL_WEIGHT = 0.01
-EPOCHS = 8
+STEPS = 800
 BATCH = 128
-LEARNING_RATE = 1e-3
+LEARNING_RATE = 3e-3
 
 
 def fit_daao(rows: Sequence[RouteRow], seed: int = 0) -> VariationalOutcomes:
@@ -46,18 +46,18 @@ def _train(embedding: Array, weak: Array, weights: Array, seed: int) -> dict[str
         parts = nn.ModuleList([mean, log_variance, hidden, difficulty])
         optimiser = torch.optim.Adam(parts.parameters(), lr=LEARNING_RATE)
         inputs, right, weight = (torch.tensor(each, dtype=torch.float32) for each in (embedding, weak, weights))
-        for _ in range(EPOCHS):
-            for batch in torch.randperm(len(inputs)).split(BATCH):
-                mu, log_var = mean(inputs[batch]), log_variance(inputs[batch])
-                z = mu + torch.exp(log_var / 2) * torch.randn_like(mu)
-                d = torch.sigmoid(difficulty(torch.relu(hidden(z))))[:, 0]
-                # an outcome between right and wrong moves the target by its share
-                target = (d + STEP * (1 - 2 * right[batch])).clamp(0, 1).detach()
-                kl = -0.5 * (1 + log_var - mu**2 - log_var.exp()).sum(dim=1)
-                loss = (weight[batch] * ((d - target) ** 2 + KL_WEIGHT * kl)).mean()
-                optimiser.zero_grad()
-                loss.backward()
-                optimiser.step()
+        for _ in range(STEPS):
+            batch = torch.randint(len(inputs), (BATCH,))
+            mu, log_var = mean(inputs[batch]), log_variance(inputs[batch])
+            z = mu + torch.exp(log_var / 2) * torch.randn_like(mu)
+            d = torch.sigmoid(difficulty(torch.relu(hidden(z))))[:, 0]
+            # an outcome between right and wrong moves the target by its share
+            target = (d + STEP * (1 - 2 * right[batch])).clamp(0, 1).detach()
+            kl = -0.5 * (1 + log_var - mu**2 - log_var.exp()).sum(dim=1)
+            loss = (weight[batch] * ((d - target) ** 2 + KL_WEIGHT * kl)).mean()
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
     layers: dict[str, Any] = {"z": mean, "hidden": hidden, "difficulty": difficulty}
     return {
         f"{name}_{kind}": np.ascontiguousarray(values.detach().numpy().T)
