@@ -22,18 +22,19 @@ class Forest:
     """
 
     def __init__(self, feature: Array, threshold: Array, children: Array, value: Array, roots: Array) -> None:
-        self._feature = feature
+        # indices as numpy wants them: others it converts at every step
+        self._feature = feature.astype(np.intp)
         self._threshold = threshold
-        self._children = children
+        self._children = children.astype(np.intp)
         self._value = value
-        self._roots = roots
+        self._roots = roots.astype(np.intp)
 
     def predict(self, row: Array) -> Array:
         """The trees' mean for one row of features; shape (targets,)."""
         node = self._roots
         while True:
-            above = row[self._feature[node]] > self._threshold[node]
-            following = self._children[2 * node + above]
+            above = row.take(self._feature.take(node)) > self._threshold.take(node)
+            following = self._children.take(2 * node + above)
             if (following == node).all():
                 return np.asarray(self._value[node].mean(axis=0))
             node = following
@@ -62,11 +63,11 @@ class Forest:
         return Part(
             "forest",
             arrays={
-                "feature": self._feature,
+                "feature": self._feature.astype(np.int32),
                 "threshold": self._threshold,
-                "children": self._children,
+                "children": self._children.astype(np.int32),
                 "value": self._value,
-                "roots": self._roots,
+                "roots": self._roots.astype(np.int32),
             },
         )
 

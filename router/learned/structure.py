@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from itertools import combinations
 from statistics import fmean, pstdev
 
+from router.features import tokens
+
 _MARK = re.compile(r"^[ \t]*\(?([A-Ha-h]|[1-9])[.)][ \t]", re.MULTILINE)
 _TAIL = re.compile(r"\n[ \t]*(?:answer|antwort|réponse|respuesta)[ \t]*:?[ \t]*\Z", re.IGNORECASE)
 _WORD = re.compile(r"[^\W_]+")
@@ -92,8 +94,7 @@ def structure(text: str) -> list[float]:
     """One number for each of `NAMES`; counts are ln(1 + n). About 200 microseconds for 2,000 characters."""
     question, choices = split_choices(text)
     lowered = question.lower()
-    cased = _WORD.findall(question)
-    asked = [word.lower() for word in cased]
+    asked = tokens(question)
     offered = [_WORD.findall(choice.lower()) for choice in choices]
     end = question.rstrip()[-1:]
     said = frozenset(asked)
@@ -103,7 +104,7 @@ def structure(text: str) -> list[float]:
         *(_log(len(_DIGITS.findall(question))), _log(len([word for word in asked if word[0] <= "9"]))),
         *(_log(sum(map(text.count, _SYMBOLS))), _log(text.count("$")), _log(text.count("\\")), _log(text.count("("))),
         *(float("__" in text), float("statement 1" in lowered or "statement i" in lowered)),
-        *(float(_DENIED.search(question[-200:]) is not None), float(not _SHOUTED.isdisjoint(cased))),
+        *(float(_DENIED.search(question[-200:]) is not None), float(any(word in question for word in _SHOUTED))),
         *(float(end == "?"), float(end == ":"), float(end == "."), float(end.isalpha() or end in (",", "_"))),
         float(asked[0] in _ASKS) if asked else 0.0,
         *(_log(len(_SENTENCE.findall(question))), _log(question.count("\n")), _log(sum(map(text.count, _QUOTES)))),

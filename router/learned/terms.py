@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
@@ -32,7 +33,12 @@ class Terms:
         self.vocabulary = list(vocabulary)
         self.words = sum(" " not in term for term in self.vocabulary)
         self.idf = idf
-        self._places = {term: place for place, term in enumerate(self.vocabulary)}
+        self._places = {term: place for place, term in enumerate(self.vocabulary[: self.words])}
+        # a pair is looked up by its words' places, all pairs of a text at once; a blank sorts before every letter, so
+        # that the numbers ascend as the pairs do
+        pairs = [pair.split(" ", 1) for pair in self.vocabulary[self.words :]]
+        numbers = [self._number(self._places[left], self._places[right]) for left, right in pairs]
+        self._pairs = np.array([*numbers, np.iinfo(np.int64).max], dtype=np.int64)
 
     def __len__(self) -> int:
         return len(self.vocabulary)
@@ -51,10 +57,18 @@ class Terms:
 
     def vector(self, text: str) -> tuple[Array, Array]:
         """Places and values of one text, ordered by place; both of the shape (terms found,)."""
-        found = [place for place in map(self._places.get, terms_of(text)) if place is not None]
-        places, counts = np.unique(np.array(found, dtype=np.int32), return_counts=True)
+        known = self._places
+        found = np.array([known.get(word, -1) for word in tokens(text)], dtype=np.int64)
+        left, right = found[:-1], found[1:]
+        wanted = self._number(left, right)[(left >= 0) & (right >= 0)]
+        pairs = np.searchsorted(self._pairs, wanted)
+        pairs = pairs[self._pairs[pairs] == wanted] + self.words
+        places, counts = np.unique(np.concatenate([found[found >= 0], pairs]), return_counts=True)
         values = (1 + np.log(counts)) * self.idf[places]
         return places, values / max(math.sqrt(float(values @ values)), _TINY)
+
+    def _number(self, left: Any, right: Any) -> Any:
+        return left * self.words + right
 
     def part(self) -> Part:
         """To save, as a share of the part of whoever uses it."""
@@ -68,7 +82,12 @@ class Terms:
             raise RouterModelInvalid(f"the vocabulary of part '{part.kind}' holds what is no text")
         if vocabulary != sorted(set(vocabulary), key=_words_first):
             raise RouterModelInvalid(f"the vocabulary of part '{part.kind}' is out of order")
-        return cls(vocabulary, part.array("idf", len(vocabulary)))
+        try:
+            return cls(vocabulary, part.array("idf", len(vocabulary)))
+        except KeyError as error:
+            raise RouterModelInvalid(
+                f"the vocabulary of part '{part.kind}' has pairs of unknown words: {error}"
+            ) from None
 
 
 def _words_first(term: str) -> tuple[bool, str]:

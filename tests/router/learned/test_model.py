@@ -138,6 +138,10 @@ def _loop(arrays: dict[str, np.ndarray]) -> None:  # type: ignore[type-arg]
         (_edit(lambda document: document["parts"]["outcomes"].update(kind="os.system")), "unknown kind"),
         (_edit(lambda document: document["parts"].update(other=document["parts"]["outcomes"])), "unknown part 'other'"),
         (_edit(lambda document: document["parts"]["outcomes"]["settings"]["vocabulary"].pop()), "another shape"),
+        (
+            _edit(lambda document: document["parts"]["outcomes"]["settings"]["vocabulary"].pop(0)),
+            "unknown words|another",
+        ),
         (_edit(lambda document: document["parts"]["outcomes"]["settings"]["vocabulary"].reverse()), "out of order"),
         (_edit(lambda document: document["parts"]["recogniser"]["settings"].update(agents=["one"])), "fewer than two"),
         (_rewrite(lambda arrays: arrays.pop("outcomes/line")), "lacks the array 'line'"),
