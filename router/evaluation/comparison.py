@@ -23,7 +23,7 @@ ORACLE = "oracle"
 SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 """of strong calls, which thresholds are set for"""
 INNER_FOLDS = 3
-CHOICE_ROWS = 2000
+CHOICE_ROWS = 1000
 """training rows that the choice among estimators is made on, at most: it fits each of them so many times more"""
 DEARER = 0.1
 """utility that the strong tier costs more, in the choice that is timed"""

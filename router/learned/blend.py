@@ -20,9 +20,9 @@ from router.learned.encode import EncodedRows, Encoder
 from router.learned.forest import TREES, Forest, fit_trees
 from router.learned.outcomes import RouteRow, TierOutcomes
 from router.learned.store import Array, Part
+from router.learned.terms import MIN_TEXTS
 
 GAIN, LEVEL = 0, 1
-MIN_TEXTS = 3
 INNER_FOLDS = 2
 INNER_TREES = 30
 """enough to see how the level has to be stretched"""
@@ -73,8 +73,8 @@ class Blend:
         """Fit both parts on all rows, and the level's calibration and the gain's percentiles on held-out parts of them.
 
         Rows of one group are held out together: what only tells known groups apart is worth nothing for new ones. The
-        gain is left as it is, because it is too noisy for a slope of its own to be found (within one kind of task it
-        came out between 0.2 and 1.7 on other rows of the same data), and both parts shrink it well.
+        gain is left as it is: it is too noisy for a slope of its own to be found, and both parts shrink it well (see
+        docs/routing.md).
         """
         encoder, encoded = Encoder.fit([row.prompt for row in rows], min_texts=MIN_TEXTS, seed=seed)
         targets = np.array([(row.strong - row.weak, (row.strong + row.weak) / 2) for row in rows])

@@ -10,12 +10,11 @@ from router.features import Features
 from router.learned.encode import sparse
 from router.learned.outcomes import RouteRow, TierOutcomes
 from router.learned.store import Array, Part
-from router.learned.terms import Terms
+from router.learned.terms import MIN_TEXTS, Terms
 
 CELLS = 4
 """neither is right, only the strong tier, only the weak one, both: bit 0 is the strong tier, bit 1 the weak one"""
 C = 1.0
-MIN_TEXTS = 3
 
 
 class LinearOutcomes:
@@ -50,7 +49,7 @@ class LinearOutcomes:
         model = LogisticRegression(C=C, max_iter=200, tol=1e-3, random_state=seed)
         model.fit(matrix[used], cells, (shares * weight)[cells, used])
         weights, bias = np.zeros((len(terms), CELLS), np.float32), np.full(CELLS, -20.0, np.float32)
-        if len(model.classes_) == 2:
+        if len(model.classes_) == 2:  # scikit-learn has one logit for both
             model.coef_ = np.vstack([-model.coef_ / 2, model.coef_ / 2])
             model.intercept_ = np.concatenate([-model.intercept_ / 2, model.intercept_ / 2])
         weights[:, model.classes_], bias[model.classes_] = model.coef_.T, model.intercept_

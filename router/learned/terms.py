@@ -13,6 +13,8 @@ import numpy as np
 from router.features import tokens
 from router.learned.store import Array, Part, RouterModelInvalid
 
+MIN_TEXTS = 3
+"""texts that hold a term, below which nothing is learned of it"""
 _TINY = 1e-9
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,10 +16,10 @@ from serving.cli.output import FAINT, Output
 
 if TYPE_CHECKING:
     from router.evaluation import Comparison, Split
-    from router.learned import RouteRow
+    from router.learned import OutcomeEstimator, RouteRow
 
-TEST_FORM = "CSV of the columns prompt, weak_correct and strong_correct (0 to 1); .gz is unpacked."
-Data = Annotated[Path, typer.Option("--data", metavar="FILE", help=TEST_FORM)]
+ROWS = "CSV of the columns prompt, weak_correct and strong_correct (0 to 1); .gz is unpacked."
+Data = Annotated[Path, typer.Option("--data", metavar="FILE", help=ROWS)]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Of folds, draws and fits.")]
 Group = Annotated[
     str | None, typer.Option("--group", metavar="COLUMN", help="Column of a row's kind, held out kind by kind.")
@@ -37,7 +37,7 @@ def build() -> typer.Typer:
 
 def fit(
     *,
-    data: Annotated[Path | None, typer.Option("--data", metavar="FILE", help=TEST_FORM)] = None,
+    data: Annotated[Path | None, typer.Option("--data", metavar="FILE", help=ROWS)] = None,
     agents: Annotated[
         Path | None, typer.Option("--agents", metavar="FILE", help="CSV of the columns text and agent.")
     ] = None,
@@ -51,7 +51,7 @@ def fit(
 ) -> None:
     """Fit what predicts the tiers' outcomes (--data) and what recognises agents (--agents), and write it to FOLDER."""
     from router.evaluation import read_agents, read_routes
-    from router.learned import RouterModel, fit_outcomes, fit_recogniser
+    from router.learned import RouterModel, fit_recogniser
 
     if data is None and agents is None:
         raise Misuse("give --data, --agents or both")
@@ -59,11 +59,7 @@ def fit(
     with _one_line(), out.working("fitting"):
         rows = read_routes(data, group) if data else []
         texts, owners = read_agents(agents) if agents else ([], [])
-        fitting = _daao() if estimator == "daao" else None
-        if fitting is not None:
-            outcomes = fitting(rows, seed) if rows else None
-        else:
-            outcomes = fit_outcomes(rows, seed=seed, estimator=estimator) if rows else None
+        outcomes = _outcomes(rows, estimator, seed) if rows else None
         model = RouterModel.of(outcomes, fit_recogniser(texts, owners, seed=seed) if texts else None)
         model.save(folder)
     out.json({"version": model.version, "folder": str(folder), "rows": len(rows), "texts": len(texts)})
@@ -143,7 +139,19 @@ def _parts(
     return [Split(train, np.arange(len(rows), len(rows) + len(tested)))]
 
 
-def _daao() -> Callable[[Sequence[RouteRow], int], Any] | None:
+def _outcomes(rows: Sequence[RouteRow], estimator: str, seed: int) -> OutcomeEstimator:
+    """The estimator of that name, fitted."""
+    from router.learned import fit_outcomes
+
+    if estimator != "daao":
+        return fit_outcomes(rows, seed=seed, estimator=estimator)
+    fit_daao = _daao()
+    if fit_daao is None:
+        raise Misuse("--estimator daao needs torch: pip install 'loradock[train]'")
+    return fit_daao(rows, seed)
+
+
+def _daao() -> Callable[[Sequence[RouteRow], int], OutcomeEstimator] | None:
     """DAAO's fit, where torch is installed."""
     if find_spec("torch") is None:
         return None

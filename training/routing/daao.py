@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from router.learned import RouteRow
-from router.learned.blend import MIN_TEXTS
 from router.learned.daao import HIDDEN, LATENT, VariationalOutcomes, forward
 from router.learned.encode import Encoder
 from router.learned.logistic import fit_line
 from router.learned.store import Array
+from router.learned.terms import MIN_TEXTS
 
 STEP = 0.1
 """how far from the present difficulty the target lies: below where the weak tier was right, above where it was wrong"""
