@@ -7,7 +7,9 @@ by a traceback in the middle of a request.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import importlib
+import itertools
 import multiprocessing
 import os
 from collections import Counter
@@ -17,6 +19,8 @@ from functools import partial
 from typing import Any
 
 from fastapi import FastAPI
+
+from serving.engine.worker.protocol import StagingPlan
 
 LOCATIONS: Mapping[str, tuple[str, ...]] = {
     "make_arg_parser": ("vllm.entrypoints.launchers.cli_args", "vllm.entrypoints.openai.cli_args"),
@@ -36,6 +40,8 @@ LOCATIONS: Mapping[str, tuple[str, ...]] = {
 
 MAX_WHITE_SPACE = 2
 """characters in a row between two tokens of a tool call's arguments"""
+POLLS_S = (0.001, 0.002, 0.005, 0.01)
+"""seconds between questions whether an adapter is staged, the last for ever; a busy engine answers after a step anyway"""
 START_METHOD = "VLLM_WORKER_MULTIPROC_METHOD"
 
 
@@ -126,11 +132,18 @@ def _use_fork_server() -> None:
         vars(processes)["get_mp_context"] = partial(multiprocessing.get_context, "forkserver")
 
 
+class StagingFailed(Exception):
+    """An adapter cannot be brought into a slot; the message is one line."""
+
+
 class Bridge:
-    """A running engine: its app, and its adapters."""
+    """A running engine: its app, and its adapters. `tiers` are the workers' last tidings of theirs."""
 
     def __init__(self, client: Any) -> None:
         self._client = client
+        self._staging = False
+        self.spare = 0
+        self.tiers: list[dict[str, dict[str, float]]] = []
         self._processor = client.output_processor
         self._models: Any = None
         if not isinstance(self._processor.request_states, dict):
@@ -158,9 +171,19 @@ class Bridge:
 
     @property
     def slots(self) -> int:
-        """Adapters resident at once; 0 without LoRA."""
+        """Adapters resident at once, the spare ones not counted; 0 without LoRA."""
         lora = self._client.vllm_config.lora_config
-        return int(lora.max_loras) if lora is not None else 0
+        return int(lora.max_loras) - self.spare if lora is not None else 0
+
+    async def open_staging(self, plan: StagingPlan) -> str:
+        """Begin to stage adapters beside the engine. Returns why that cannot be, or nothing."""
+        self.spare = plan.spare
+        try:
+            answers = await self._call("open", plan.folder, plan.host_bytes, plan.disk_bytes)
+        except Exception as error:  # vLLM has no narrower one for a worker without the method
+            return " ".join(str(error).split())
+        self._staging = not any(answers)
+        return next(filter(None, answers), "")
 
     def adapters(self) -> dict[str, int]:
         """Integer id of each adapter that requests may name."""
@@ -170,9 +193,38 @@ class Bridge:
         """Requests that run or wait, by adapter name (None: the base)."""
         return Counter(state.lora_name for state in self._processor.request_states.values())
 
-    async def add(self, name: str, engine_id: int, path: str) -> None:
-        """Read the adapter into a slot. Raises what vLLM raises; requests cannot name it before `publish`."""
-        await self._client.add_lora(find("LoRARequest")(lora_name=name, lora_int_id=engine_id, lora_path=path))
+    async def add(self, name: str, engine_id: int, path: str, digest: str) -> None:
+        """Bring the adapter into a slot; requests cannot name it before `publish`.
+
+        Raises StagingFailed, or what vLLM raises.
+        """
+        if not self._staging:
+            await self._client.add_lora(find("LoRARequest")(lora_name=name, lora_int_id=engine_id, lora_path=path))
+            return
+        refusals = await self._call("begin", engine_id, name, path, digest)
+        failures = [*filter(None, refusals), *await self._until_staged(engine_id)]
+        if failures:
+            raise StagingFailed(failures[0])
+
+    async def _until_staged(self, engine_id: int) -> list[str]:
+        """Return once every worker has the adapter in a slot, or has failed: why."""
+        for wait_s in itertools.chain(POLLS_S, itertools.repeat(POLLS_S[-1])):
+            answers = await self._call("poll", engine_id)
+            if all(answer["state"] != "pending" for answer in answers):
+                break
+            await asyncio.sleep(wait_s)
+        self.tiers = [answer["tiers"] for answer in answers]
+        return [answer["reason"] for answer in answers if answer["state"] == "failed"]
+
+    async def prefetch(self, name: str, path: str, digest: str, *, keep: bool) -> None:
+        """Let the workers prepare the adapter; with `keep`, also bring it into host memory. Returns at once."""
+        if self._staging:
+            await self._call("prefetch", name, path, digest, keep)
+
+    async def _call(self, method: str, *arguments: Any) -> list[Any]:
+        """What each worker answers, between two steps; see `serving.engine.worker.extension`."""
+        answers: list[Any] = await self._client.collective_rpc(f"loradock_{method}", args=arguments)
+        return answers
 
     async def remove(self, engine_id: int) -> None:
         """Free the slot; requests still using it would read it again from its folder."""
