@@ -147,10 +147,13 @@ class VllmEngine:
         if status != 200:
             raise AdapterLoadFailed(f"adapter {adapter.engine_name} cannot be loaded: {refusal(answer)}")
 
-    async def prefetch(self, adapter: AdapterVersion, *, keep: bool) -> None:
-        """Have `adapter` prepared, and with `keep` in host memory. Raises EngineUnavailable."""
-        request = {"name": adapter.engine_name, "path": str(adapter.path), "digest": adapter.digest, "keep": keep}
-        await self._post(protocol.PREFETCH_PATH, request)
+    async def prepare(self, adapter: AdapterVersion) -> None:
+        """Have `adapter` written to disk in the engine's own layout, by and by. Raises EngineUnavailable."""
+        await self._prefetch(adapter, keep=False)
+
+    async def stage(self, adapter: AdapterVersion) -> None:
+        """Have `adapter` brought into host memory, by and by. Raises EngineUnavailable."""
+        await self._prefetch(adapter, keep=True)
 
     async def unload(self, engine_name: str, engine_id: int) -> None:
         """Free the adapter's slot once no request uses it. Raises EngineUnavailable."""
@@ -168,6 +171,10 @@ class VllmEngine:
         if self._board.state is not EngineState.READY:
             return b""
         return await self.transport.fetch_metrics()
+
+    async def _prefetch(self, adapter: AdapterVersion, *, keep: bool) -> None:
+        request = {"name": adapter.engine_name, "path": str(adapter.path), "digest": adapter.digest, "keep": keep}
+        await self._post(protocol.PREFETCH_PATH, request)
 
     async def _post(self, path: str, content: Mapping[str, object]) -> tuple[int, bytes]:
         self._board.check_ready()

@@ -31,6 +31,10 @@ class Entry:
     in_flight: int = 0
     waiters: int = 0
     pinned: bool = False
+    asked_at: float = 0.0
+    """when the present load was asked for"""
+    ahead: bool = False
+    """it was brought near while others were loaded"""
     wanted: bool = False
     """a load was asked for on its own account: prefetch, pin, or `load`"""
     leaving: bool = False

@@ -24,9 +24,7 @@ def main(argv: list[str]) -> int:
         preload_engine()
     from serving.engine.worker.server import serve
 
-    return serve(
-        arguments, msgspec.json.decode(plan, type=protocol.StagingPlan), fork_server=preload == "preload"
-    )
+    return serve(arguments, msgspec.json.decode(plan, type=protocol.StagingPlan), fork_server=preload == "preload")
 
 
 def start_guard(run_dir: Path) -> None:

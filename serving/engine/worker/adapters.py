@@ -51,7 +51,7 @@ class Adapters:
     async def load(self, name: str, engine_id: int, path: str, digest: str) -> None:
         """Make the adapter resident and let requests name it. Loading a resident one again does nothing.
 
-        `digest` is of what is in the folder `path`. Raises LoadRefused; what a failed load left in the engine is removed.
+        `digest` is of what is in the folder `path`. Raises LoadRefused; what a failed load left is removed.
         """
         async with self._locks[name]:
             if self._engine.adapters().get(name) == engine_id:

@@ -14,15 +14,17 @@ import torch
 
 from serving.engine.worker.prepared import Head
 
+EMPTY = Head("", 0, (), 0)
+
 
 @dataclass(eq=False, slots=True)
 class Row:
-    """The bytes of one adapter in host memory; `parts` are its fields' parts as tensors, made when it is filled."""
+    """The bytes of one adapter in host memory; `head` and its `parts`, as tensors, come when it is filled."""
 
     buffer: torch.Tensor
     offset: int | None
     users: int = 1
-    head: Head | None = None
+    head: Head = EMPTY
     parts: list[torch.Tensor] = field(default_factory=list)
 
     @property

@@ -41,7 +41,7 @@ LOCATIONS: Mapping[str, tuple[str, ...]] = {
 MAX_WHITE_SPACE = 2
 """characters in a row between two tokens of a tool call's arguments"""
 POLLS_S = (0.001, 0.002, 0.005, 0.01)
-"""seconds between questions whether an adapter is staged, the last for ever; a busy engine answers after a step anyway"""
+"""seconds between questions whether an adapter is staged, the last for ever; a busy engine answers after its step"""
 START_METHOD = "VLLM_WORKER_MULTIPROC_METHOD"
 
 
@@ -142,6 +142,7 @@ class Bridge:
     def __init__(self, client: Any) -> None:
         self._client = client
         self._staging = False
+        self._asking: set[asyncio.Task[list[Any]]] = set()
         self.spare = 0
         self.tiers: list[dict[str, dict[str, float]]] = []
         self._processor = client.output_processor
@@ -216,10 +217,16 @@ class Bridge:
         self.tiers = [answer["tiers"] for answer in answers]
         return [answer["reason"] for answer in answers if answer["state"] == "failed"]
 
-    async def prefetch(self, name: str, path: str, digest: str, *, keep: bool) -> None:
-        """Let the workers prepare the adapter; with `keep`, also bring it into host memory. Returns at once."""
+    def prefetch(self, name: str, path: str, digest: str, *, keep: bool) -> None:
+        """Let the workers prepare the adapter; with `keep`, also bring it into host memory. Waits for nothing."""
         if self._staging:
-            await self._call("prefetch", name, path, digest, keep)
+            asking = asyncio.create_task(self._call("prefetch", name, path, digest, keep))
+            self._asking.add(asking)
+            asking.add_done_callback(self._asked)
+
+    def _asked(self, asking: asyncio.Task[list[Any]]) -> None:
+        self._asking.discard(asking)
+        asking.exception()  # an engine that died meanwhile is noticed elsewhere
 
     async def _call(self, method: str, *arguments: Any) -> list[Any]:
         """What each worker answers, between two steps; see `serving.engine.worker.extension`."""

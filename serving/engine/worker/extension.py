@@ -1,7 +1,7 @@
 """What the engine's process adds to vLLM's worker: staging, by calls that return at once.
 
-vLLM mixes this class into its worker (`worker_extension_cls`) and runs its methods between two steps, on the thread that
-runs the model; so each of them does next to nothing, and polling stands for waiting.
+vLLM mixes this class into its worker (`worker_extension_cls`) and runs its methods between two steps, on the thread
+that runs the model; so each of them does next to nothing, and polling stands for waiting.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Adapters on disk as an engine wants them in memory: one file each, read with nothing to parse but its head.
 
-A file is a head of JSON, padded to `HEAD_ALIGNMENT`, then the row that `serving.engine.worker.layout` describes. The head
-holds a checksum for each block of the row. Files are named after the adapter's digest, in a folder named after the
-layout; what is missing or damaged is made again from the adapter itself.
+A file is a head of JSON, padded to `HEAD_ALIGNMENT`, then the row that `serving.engine.worker.layout` describes. The
+head holds a checksum for each block of the row. Files are named after the adapter's digest, in a folder named after
+the layout; what is missing or damaged is made again from the adapter itself.
 """
 
 from __future__ import annotations

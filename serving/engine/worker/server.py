@@ -125,7 +125,7 @@ def routes(adapters: Adapters, engine: bridge.Bridge) -> list[Route]:
             body = msgspec.json.decode(await request.body(), type=PrefetchRequest)
         except msgspec.DecodeError as error:
             return answer({"error": str(error)}, 400)
-        await engine.prefetch(body.name, body.path, body.digest, keep=body.keep)
+        engine.prefetch(body.name, body.path, body.digest, keep=body.keep)
         return answer({})
 
     async def status(_: Request) -> Response:

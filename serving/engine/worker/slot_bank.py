@@ -151,10 +151,11 @@ def _checked(manager: Any, loader: Any) -> Any:
 
 
 def _stacked(name: str, module: Any) -> Iterator[tuple[str, int, torch.Tensor]]:
-    """The tensors of a layer that hold weights by slot: attribute, number, tensor. Raises UnknownVllm for other forms."""
+    """The tensors of a layer that hold weights by slot: attribute, number, tensor. Raises UnknownVllm."""
     found = {attribute for attribute in vars(module) if attribute.endswith("_stacked")}
     if found != set(STACKED):
-        raise UnknownVllm(f"the layer {name} ({type(module).__name__}) keeps its adapters in {sorted(found) or 'nothing'}")
+        kept = ", ".join(sorted(found)) or "nothing known"
+        raise UnknownVllm(f"the layer {name} ({type(module).__name__}) keeps its adapters in {kept}")
     for attribute in STACKED:
         held = vars(module)[attribute]
         for number, tensor in enumerate([held] if isinstance(held, torch.Tensor) else held):

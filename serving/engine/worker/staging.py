@@ -190,7 +190,7 @@ class Stager:
 
     def _lay_out(self, row: Row, head: Head) -> None:
         """Make the row's parts tensors, once: each costs the interpreter microseconds, and the engine wants it too."""
-        if row.head is not None:
+        if row.parts:
             return
         layout = self._bank.layout
         parts, _ = layout.parts(head.present, head.rank)
@@ -204,7 +204,6 @@ class Stager:
 
     def _fill(self, staging: Staging, row: Row) -> None:
         """Copy the row into the slot, in slices."""
-        assert row.head is not None
         began = time.perf_counter()
         targets = self._bank.targets(staging.slot, row.head.rank)
         filled = [targets[number] for number in row.head.present]
