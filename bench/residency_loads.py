@@ -146,17 +146,20 @@ class Arrivals:
         """Requests a second that `clients` get through, each asking again as soon as it has its answer."""
         end = time.perf_counter() + seconds
         chooser, source = self._chooser(seed), prompts(seed, self.prompt, self.vocabulary)
-        done = 0
+        traces: list[Trace] = []
 
         async def client() -> None:
-            nonlocal done
             while time.perf_counter() < end:
                 trace = Trace(time.perf_counter())
                 await ask(contestant, next(chooser), body(next(source), self.tokens), trace)
-                done += trace.error is None and time.perf_counter() < end
+                traces.append(trace)
 
+        began = time.perf_counter()
         await asyncio.gather(*(client() for _ in range(clients)))
-        return done / seconds
+        done = sum(trace.error is None for trace in traces)
+        if not done:
+            raise RuntimeError(f"{contestant.name} answers nothing: {traces[0].error}")
+        return done / (time.perf_counter() - began)
 
     async def open(self, contestant: Contestant, rate: float, seconds: float, seed: int) -> dict[str, Any]:
         """Figures of an open loop: what was completed within its time, and how long first tokens took."""

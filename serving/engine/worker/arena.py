@@ -30,7 +30,7 @@ class Row:
     @property
     def memory(self) -> memoryview:
         """The bytes, to be written."""
-        return memoryview(self.buffer.numpy())
+        return self.buffer.numpy().data
 
 
 class Arena:
@@ -114,6 +114,6 @@ class Arena:
 
 def pin(block: torch.Tensor) -> None:
     """Pin memory in place. Raises RuntimeError. torch's own pinned allocator would round up to a power of two."""
-    status = torch.cuda.cudart().cudaHostRegister(block.data_ptr(), block.numel(), 0)  # type: ignore[no-untyped-call]
+    status = torch.cuda.cudart().cudaHostRegister(block.data_ptr(), block.numel(), 0)
     if int(status):
         raise RuntimeError(f"{block.numel()} bytes of host memory cannot be pinned (CUDA error {int(status)})")

@@ -234,8 +234,11 @@ class Bridge:
         return answers
 
     async def remove(self, engine_id: int) -> None:
-        """Free the slot; requests still using it would read it again from its folder."""
-        await self._client.remove_lora(engine_id)
+        """Free the slot, which no request uses any more."""
+        if self._staging:
+            await self._call("remove", engine_id)
+        else:
+            await self._client.remove_lora(engine_id)
 
     def publish(self, name: str, engine_id: int, path: str) -> None:
         """Let requests name the adapter."""

@@ -64,6 +64,10 @@ class StagingExtension:
         self._loradock_bank.commit(staging.slot, engine_id, staging.rank)
         return {"state": READY, "tiers": self._loradock_stager.tiers()}
 
+    def loradock_remove(self, engine_id: int) -> None:
+        """Free the adapter's slot."""
+        self._loradock_bank.remove(engine_id)
+
     def loradock_prefetch(self, name: str, path: str, digest: str, keep: bool) -> None:
         """Prepare an adapter for later; with `keep`, also bring it into host memory."""
         self._loradock_stager.prefetch(Adapter(name, path, digest), keep=keep)

@@ -46,8 +46,8 @@ class SlotBank:
 
     def __init__(self, worker: Any) -> None:
         """Raises UnknownVllm."""
-        loader = getattr(getattr(worker, "model_runner", None), "lora_manager", None)
-        manager = getattr(loader, "_adapter_manager", None)
+        loader: Any = getattr(getattr(worker, "model_runner", None), "lora_manager", None)
+        manager: Any = getattr(loader, "_adapter_manager", None)
         self._loader = loader
         self._manager = _checked(manager, loader)
         self.count = len(manager.lora_index_to_id)
@@ -108,6 +108,7 @@ class SlotBank:
             return None
         slot = int(slots.index(None))
         slots[slot] = _reserved(slot)
+        self._let_the_mapping_stand()
         return slot
 
     def commit(self, slot: int, engine_id: int, rank: int) -> None:
@@ -116,13 +117,27 @@ class SlotBank:
         manager._registered_adapters[engine_id] = ResidentAdapter(engine_id, rank)
         manager._active_adapters[engine_id] = None
         manager.lora_index_to_id[slot] = engine_id
-        # The same batch may now mean other slots.
-        manager._last_mapping = None
+        if manager._last_mapping is not None and engine_id in manager._last_mapping.index_mapping:
+            manager._last_mapping = None  # the same batch now means another slot
+        self._let_the_mapping_stand()
 
     def free(self, slot: int) -> None:
         """Give back a reserved slot. Engine's thread."""
         if self._manager.lora_index_to_id[slot] == _reserved(slot):
             self._manager.lora_index_to_id[slot] = None
+            self._let_the_mapping_stand()
+
+    def remove(self, engine_id: int) -> None:
+        """Free the slot of an adapter that no request uses; does nothing if it has none. Engine's thread."""
+        self._manager.remove_adapter(engine_id)
+        self._let_the_mapping_stand()
+
+    def _let_the_mapping_stand(self) -> None:
+        """Tell vLLM that the slots it last mapped the batch to are still those.
+
+        Otherwise it maps the same batch again before the next step, for which its thread waits for the device.
+        """
+        self._manager._last_slot_layout = tuple(self._manager.lora_index_to_id)
 
 
 def _reserved(slot: int) -> int:
@@ -138,6 +153,8 @@ def _checked(manager: Any, loader: Any) -> Any:
         (manager, "_registered_adapters", object),
         (manager, "_active_adapters", object),
         (manager, "_last_mapping", object),
+        (manager, "_last_slot_layout", object),
+        (manager, "remove_adapter", object),
         (manager, "_create_merged_loras_inplace", object),
         (manager, "_get_lora_layer_weights", object),
         (loader, "_load_adapter", object),

@@ -11,7 +11,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -76,7 +76,7 @@ class Stager:
         self._turn = threading.Condition()
         self._stream = torch.cuda.Stream(bank.device) if bank.device.type == "cuda" else None
         self._counts: Counter[str] = Counter()
-        self._seconds: Counter[str] = Counter()
+        self._seconds: defaultdict[str, float] = defaultdict(float)
 
     def begin(self, staging: Staging) -> None:
         """Start to fill `staging.slot`; `staging.progress` tells when it is done."""

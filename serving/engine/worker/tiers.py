@@ -13,7 +13,8 @@ from prometheus_client.registry import Collector
 class Tiered(Protocol):
     """What is read: for each worker, figures by tier; see `serving.engine.worker.staging.Stager.tiers`."""
 
-    tiers: Sequence[Mapping[str, Mapping[str, float]]]
+    @property
+    def tiers(self) -> Sequence[Mapping[str, Mapping[str, float]]]: ...  # noqa: D102 - told above
 
 
 class TierCollector(Collector):

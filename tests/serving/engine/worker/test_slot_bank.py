@@ -26,6 +26,8 @@ def worker(modules: dict[str, Any], **others: Any) -> Any:
         _registered_adapters={},
         _active_adapters={},
         _last_mapping=None,
+        _last_slot_layout=None,
+        remove_adapter=None,
         _create_merged_loras_inplace=None,
         _get_lora_layer_weights=None,
     )
@@ -62,7 +64,7 @@ def test_a_worker_without_adapters_is_told_and_nothing_is_begun() -> None:
 def test_slots_are_reserved_committed_and_given_back() -> None:
     strange = worker({"a": layer(), "b": layer()})
     manager = strange.model_runner.lora_manager._adapter_manager
-    manager._last_mapping = "the last batch"
+    batch = manager._last_mapping = SimpleNamespace(index_mapping=(0, 55))
     bank = SlotBank(strange)
     assert [field.name for field in bank.layout.fields][:2] == ["a.lora_a_stacked.0", "a.lora_b_stacked.0"]
     first, second = bank.reserve(), bank.reserve()
@@ -76,7 +78,10 @@ def test_slots_are_reserved_committed_and_given_back() -> None:
     bank.free(second)
     assert manager.lora_index_to_id == [None, 77]
     assert set(manager._registered_adapters) == set(manager._active_adapters) == {77}
-    assert manager._last_mapping is None
+    assert manager._last_mapping is batch, "the batch, which does not use the adapter, would be mapped again"
+    assert manager._last_slot_layout == (None, 77)
+    bank.commit(first, 55, 4)
+    assert manager._last_mapping is None, "the batch would read the slot that the adapter had before"
     with pytest.raises(RuntimeError, match="77"):
         manager._registered_adapters[77].get_lora("a")
     assert [tuple(part.shape) for part in bank.targets(1, 2)] == [(1, 2, 6), (1, 5, 2)] * 2
