@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import struct
 import tempfile
 from datetime import UTC, datetime
@@ -30,13 +29,16 @@ def make_adapters(base: Path, folder: Path, count: int, rank: int, *, first: int
     with tempfile.TemporaryDirectory() as temporary:
         template = make_random(base, Path(temporary) / "template", rank, 0)
         head, values = _template(template / WEIGHTS)
+        # vLLM's resolver compares this with the folder that it serves.
+        about = json.loads((template / CONFIG).read_text(encoding="utf-8")) | {"base_model_name_or_path": str(base)}
+        config = json.dumps(about)
         adapters = []
         for number in range(first, first + count):
             name = f"r{rank}-{number:04}"
             digest = hashlib.sha256(name.encode()).hexdigest()
             place = folder / f"{name}@{digest[:12]}"
             place.mkdir(parents=True)
-            shutil.copyfile(template / CONFIG, place / CONFIG)
+            (place / CONFIG).write_text(config, encoding="utf-8")
             with (place / WEIGHTS).open("wb") as file:
                 file.write(head)
                 file.write(np.roll(values, number * STEP).data)

@@ -292,7 +292,7 @@ class Residency:
                 self._refill()
             if not self._queue or self.engine.status.state is not EngineState.READY:
                 self._changed.clear()
-                if not self._has_drained() and (not self._queue or self.engine.status.state is not EngineState.READY):
+                if not self.slots.drained() and (not self._queue or self.engine.status.state is not EngineState.READY):
                     await self._changed.wait()
                 continue
             entry = self._queue[0]
@@ -359,30 +359,17 @@ class Residency:
                 self.slots.popitem()
                 await self._unload(victim)
                 continue
-            self._drain_for_those_who_wait()
+            # Each that has waited too long makes one drain: one long request then delays one of them.
+            self.slots.drain(sum(self._clock() - waits.asked_at >= DRAIN_AFTER_S for waits in self._queue))
             self._changed.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(DRAIN_AFTER_S):
                     await self._changed.wait()
 
-    def _drain_for_those_who_wait(self) -> None:
-        """Let as many busy adapters drain as loads have waited too long: one long request then delays one of them."""
-        due = sum(self._clock() - entry.asked_at >= DRAIN_AFTER_S for entry in self._queue)
-        draining = sum(entry.state is AdapterState.DRAINING for entry in self.slots.values())
-        for _ in range(due - draining):
-            busy = self.slots.lowest(evictable=False)
-            if busy is None:
-                return
-            busy.state = AdapterState.DRAINING
-
-    def _has_drained(self) -> bool:
-        return any(entry.state is AdapterState.DRAINING and entry.in_flight == 0 for entry in self.slots.values())
-
     async def _evict_drained(self) -> None:
-        for name, entry in list(self.slots.items()):
-            if entry.state is AdapterState.DRAINING and entry.in_flight == 0:
-                self.slots.pop(name, None)
-                await self._unload(entry)
+        while drained := self.slots.drained():
+            self.slots.pop(drained[0].adapter.engine_name, None)
+            await self._unload(drained[0])
 
     async def _unload(self, entry: Entry) -> None:
         """Free the slot of an entry that has left the cache; queue it again if requests came for it meanwhile."""

@@ -88,6 +88,18 @@ class SlotCache(Cache[str, Entry]):
         )
         return min(fits, key=lambda entry: entry.priority, default=None)
 
+    def drain(self, count: int) -> None:
+        """Let the least valuable busy entries leave when their requests have ended, `count` with those that do so."""
+        for _ in range(count - sum(entry.state is AdapterState.DRAINING for entry in self.values())):
+            busy = self.lowest(evictable=False)
+            if busy is None:
+                return
+            busy.state = AdapterState.DRAINING
+
+    def drained(self) -> list[Entry]:
+        """Entries whose last request has ended since they were told to leave."""
+        return [entry for entry in self.values() if entry.state is AdapterState.DRAINING and entry.in_flight == 0]
+
     def popitem(self) -> tuple[str, Entry]:
         """Remove and return the entry to evict. Raises KeyError if all are in use or pinned."""
         victim = self.lowest(evictable=True)

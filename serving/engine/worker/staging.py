@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import threading
 import time
 from collections import Counter, defaultdict
@@ -27,8 +28,8 @@ from serving.engine.worker.slot_bank import Packed, SlotBank
 
 log = logging.getLogger(__name__)
 
-READERS = 4
-"""threads that read one file together"""
+READERS = max(1, min(4, (os.cpu_count() or 1) // 4))
+"""threads that read one file together; on a small machine the model wants the other cores"""
 SLICE = 8 << 20
 """bytes on their way to the device at once: the engine's own small copies wait for no more than these"""
 
