@@ -23,11 +23,11 @@ LAYOUT = Layout(
 class Bank:
     """`slots` slots in host memory. An adapter's folder holds `rank`, a number; `pack` counts how often it was read."""
 
-    def __init__(self, slots: int = 2) -> None:
+    def __init__(self, slots: int = 2, device: str = "cpu") -> None:
         self.layout = LAYOUT
         self.count = slots
-        self.device = torch.device("cpu")
-        self.tensors = [torch.full((slots, *field.shape), 9.0) for field in LAYOUT.fields]
+        self.device = torch.device(device)
+        self.tensors = [torch.full((slots, *field.shape), 9.0, device=device) for field in LAYOUT.fields]
         self.packs = 0
 
     def pack(self, name: str, path: str) -> Packed:
@@ -58,6 +58,6 @@ class Bank:
         self.packs -= 1
         empty = [torch.zeros(field.shape) for field in LAYOUT.fields]
         return all(
-            torch.equal(tensor[slot], packed.tensors.get(number, empty[number]))
+            torch.equal(tensor[slot].cpu(), packed.tensors.get(number, empty[number]))
             for number, tensor in enumerate(self.tensors)
         )
