@@ -32,7 +32,7 @@ def test_memory_is_pinned_in_place() -> None:
 
 def test_a_slot_is_filled_behind_what_still_reads_it(tmp_path: Path) -> None:
     bank = Bank(slots=2, device="cuda")
-    stager = Stager(cast(SlotBank, bank), Arena(1 << 20, pinned=True), PreparedFolder(tmp_path / "prepared", 1 << 20))
+    stager = Stager(cast("SlotBank", bank), Arena(1 << 20, pinned=True), PreparedFolder(tmp_path / "prepared", 1 << 20))
     before = bank.tensors[0][0].clone()
     folder = tmp_path / "adapter"
     folder.mkdir()

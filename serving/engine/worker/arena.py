@@ -6,6 +6,7 @@ beside the rows in use gets memory of its own, which is not kept.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass, field
@@ -116,4 +117,6 @@ def pin(block: torch.Tensor) -> None:
     """Pin memory in place. Raises RuntimeError. torch's own pinned allocator would round up to a power of two."""
     status = torch.cuda.cudart().cudaHostRegister(block.data_ptr(), block.numel(), 0)
     if int(status):
+        with contextlib.suppress(RuntimeError):  # CUDA keeps the error for the next launch, so let that be this one
+            torch.ones(1, device="cuda")
         raise RuntimeError(f"{block.numel()} bytes of host memory cannot be pinned (CUDA error {int(status)})")
