@@ -20,7 +20,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from serving.engine.worker.protocol import StagingPlan
+from serving.engine.worker.protocol import FAILED, PENDING, StagingPlan
 
 LOCATIONS: Mapping[str, tuple[str, ...]] = {
     "make_arg_parser": ("vllm.entrypoints.launchers.cli_args", "vllm.entrypoints.openai.cli_args"),
@@ -211,11 +211,11 @@ class Bridge:
         """Return once every worker has the adapter in a slot, or has failed: why."""
         for wait_s in itertools.chain(POLLS_S, itertools.repeat(POLLS_S[-1])):
             answers = await self._call("poll", engine_id)
-            if all(answer["state"] != "pending" for answer in answers):
+            if all(answer["state"] != PENDING for answer in answers):
                 break
             await asyncio.sleep(wait_s)
         self.tiers = [answer["tiers"] for answer in answers]
-        return [answer["reason"] for answer in answers if answer["state"] == "failed"]
+        return [answer["reason"] for answer in answers if answer["state"] == FAILED]
 
     def prefetch(self, name: str, path: str, digest: str, *, keep: bool) -> None:
         """Let the workers prepare the adapter; with `keep`, also bring it into host memory. Waits for nothing."""

@@ -13,13 +13,12 @@ from typing import Any
 import torch
 
 from serving.engine.worker.bridge import UnknownVllm
-from serving.engine.worker.slot_bank import SlotBank
+from serving.engine.worker.protocol import FAILED, PENDING, READY
+from serving.engine.worker.slot_bank import SlotBank, stop_pinning
 from serving.engine.worker.staging import Adapter, Progress, Stager, Staging, open_stager
 
 SWITCH_INTERVAL_S = 5e-4
 """how long a thread of ours may keep the engine's waiting for the interpreter; Python's own is 5 ms"""
-
-PENDING, READY, FAILED = "pending", "ready", "failed"
 
 
 class StagingExtension:
@@ -34,6 +33,7 @@ class StagingExtension:
         try:
             self._loradock_bank = SlotBank(self)
             self._loradock_stager = open_stager(self._loradock_bank, Path(folder), host_bytes, disk_bytes)
+            stop_pinning()
         except (UnknownVllm, OSError, RuntimeError, AttributeError) as error:
             return " ".join(str(error).split()) or type(error).__name__
         self._loradock_stagings = {}

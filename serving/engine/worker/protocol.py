@@ -18,6 +18,9 @@ ERROR = "loradock: error "
 
 IMPORTING, CONFIGURING, STARTING_CORE, STARTING_SERVER = "import", "configure", "core", "server"
 
+PENDING, READY, FAILED = "pending", "ready", "failed"
+"""how far a worker is with an adapter"""
+
 STAGING = "loradock: staging "
 """begins a log line that tells whether adapters are staged beside the engine, or why they are not"""
 

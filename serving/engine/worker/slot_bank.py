@@ -17,6 +17,8 @@ from serving.engine.worker.layout import Field, Layout
 
 STACKED = ("lora_a_stacked", "lora_b_stacked")
 """attributes of a LoRA layer that hold its weights, slot by slot"""
+WHOLE = 1 << 30
+"""more than any rank"""
 PINNING = ("vllm.lora.lora_model", "vllm.lora.model_manager")
 """modules whose PIN_MEMORY makes vLLM pin each tensor that it reads"""
 
@@ -65,7 +67,6 @@ class SlotBank:
         self.layout = Layout(tuple(fields), salt)
         self.device = self._tensors[0].device
         self._targets: dict[tuple[int, int], list[torch.Tensor]] = {}
-        _stop_pinning()
 
     def pack(self, name: str, path: str) -> Packed:
         """Read an adapter's folder as vLLM does. Raises what vLLM raises for one that it refuses."""
@@ -99,7 +100,7 @@ class SlotBank:
 
     def whole(self, slot: int) -> list[torch.Tensor]:
         """Every field of `slot`."""
-        return [tensor[slot] for tensor in self._tensors]
+        return self.targets(slot, WHOLE)
 
     def reserve(self) -> int | None:
         """A free slot that vLLM will not use meanwhile; None if there is none. Engine's thread."""
@@ -208,8 +209,11 @@ def _rank(lora_a: Any, lora_b: Any) -> int:
     return max((max(a.shape[0], b.shape[1]) for a, b in pairs if a is not None and b is not None), default=1)
 
 
-def _stop_pinning() -> None:
-    """Let vLLM read without pinning each tensor: a driver call each, which the engine's thread would wait for."""
+def stop_pinning() -> None:
+    """Let vLLM read without pinning each tensor: a driver call each, which the engine's thread would wait for.
+
+    Raises UnknownVllm.
+    """
     for name in PINNING:
         module = importlib.import_module(name)
         if not hasattr(module, "PIN_MEMORY"):

@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 import torch
 
-from serving.engine.worker import slot_bank
 from serving.engine.worker.bridge import UnknownVllm
 from serving.engine.worker.extension import StagingExtension
 from serving.engine.worker.slot_bank import SlotBank
@@ -61,8 +60,7 @@ def test_a_worker_without_adapters_is_told_and_nothing_is_begun() -> None:
     assert "lora_index_to_id" in StagingExtension().loradock_open("/nowhere", 0, 0)
 
 
-def test_slots_are_reserved_committed_and_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slot_bank, "PINNING", ())  # seconds of imports
+def test_slots_are_reserved_committed_and_given_back() -> None:
     strange = worker({"a": layer(), "b": layer()})
     manager = strange.model_runner.lora_manager._adapter_manager
     batch = manager._last_mapping = SimpleNamespace(index_mapping=(0, 55))
