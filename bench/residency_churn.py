@@ -19,6 +19,7 @@ PROMPT = (11, 45, 260, 77, 301, 1200, 18, 930)
 TOKENS = 12
 SERVED_SHARE = 0.7
 """of the adapters that the registry serves at any moment; the others are retired until they come back"""
+EXPONENT = 1.1
 EACH = 25
 """requests between two changes of what is served"""
 
@@ -51,15 +52,15 @@ class Churned:
 
 
 async def churn(
-    contestant: Ours, adapters: Sequence[AdapterVersion], requests: int, *, clients: int = 8, seed: int = 0
+    contestant: Ours, adapters: Sequence[AdapterVersion], requests: int, *, clients: int = 16, seed: int = 0
 ) -> Churned:
-    """Ask `requests` times for random adapters, held to their fingerprints, while what is served changes.
+    """Ask `requests` times for adapters, spread by Zipf and held to their fingerprints, while what is served changes.
 
     Memory is compared with that after the first fifth, when everything has been in use once.
     """
     expected = {adapter.engine_name: await _answer(contestant, adapter) for adapter in adapters}
     chance = random.Random(seed)
-    todo = iter([chance.choice(adapters) for _ in range(requests)])
+    todo = iter(chance.choices(adapters, [1 / rank**EXPONENT for rank in range(1, len(adapters) + 1)], k=requests))
     done = wrong = errors = changes = before = 0
     restarts = contestant.engine.status.restarts
 
