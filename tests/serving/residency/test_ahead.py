@@ -5,7 +5,9 @@ import contextlib
 import time
 from collections.abc import Callable
 
-from adapters_registry.model import AdapterVersion
+from adapters_registry.model import AdapterVersion, RegistrySnapshot
+from serving.fleet import LocalFleet
+from serving.metrics import Metrics
 from serving.residency import AdapterState, Patience
 from serving.residency.ahead import AHEAD
 from serving.residency.demand import HALF_LIFE_S, Demand
@@ -35,6 +37,17 @@ async def test_new_adapters_are_prepared_and_what_finds_no_slot_is_brought_near(
         await until(lambda: engine.loaded)
         assert engine.prepared == [adapter.engine_name for adapter in adapters]
         assert set(engine.staged) == {adapter.engine_name for adapter in adapters[:2]}
+
+
+async def test_what_is_registered_while_the_engine_runs_is_prepared_before_anybody_asks(make_adapter: Make) -> None:
+    engine, old, new = SlotEngine(), make_adapter(1), make_adapter(2)
+    fleet = LocalFleet([engine], Metrics(), prefetch=False)
+    fleet.adopt(RegistrySnapshot(1, {old.engine_name: old}))
+    fleet.adopt(RegistrySnapshot(2, {old.engine_name: old, new.engine_name: new}))
+    fleet.adopt(RegistrySnapshot(3, {new.engine_name: new}))
+    await asyncio.sleep(0.05)
+    assert engine.prepared == [new.engine_name]
+    assert not engine.loads
 
 
 async def test_a_slot_that_becomes_free_goes_to_what_is_most_in_demand(make_adapter: Make) -> None:
