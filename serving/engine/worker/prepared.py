@@ -12,7 +12,7 @@ import os
 import struct
 import zlib
 from collections.abc import Iterator
-from concurrent.futures import Executor
+from concurrent.futures import Executor, wait
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -58,10 +58,12 @@ class PreparedFile:
                 readers.submit(_read_block, descriptor, self._begin + start, row[start:end], checksum)
                 for (start, end), checksum in zip(_blocks(self.head.size), self.head.checksums, strict=True)
             ]
-            for job in jobs:
-                job.result()
+            # One that failed must not leave others writing: the memory may be given to another row.
+            wait(jobs)
         finally:
             os.close(descriptor)
+        for job in jobs:
+            job.result()
 
 
 class PreparedFolder:
