@@ -51,17 +51,17 @@ def build_command(
     prepared: Path,
 ) -> Command:
     """The command for one start whose socket and temporary files lie in `run_dir`; `prepared` outlives it."""
-    plan = msgspec.json.encode(staging_plan(settings, profile, prepared)).decode()
+    plan = msgspec.json.encode(staging_plan(settings, profile, run_dir, prepared)).decode()
     worker = ("serving.engine.worker", str(run_dir), "preload" if profile.preload else "-", plan)
     arguments = render(vllm_arguments(settings, profile, model, run_dir))
     return Command((sys.executable, "-P", "-m", *worker, *arguments), environment(profile, model, run_dir, environ))
 
 
-def staging_plan(settings: EngineSettings, profile: EngineProfile, prepared: Path) -> StagingPlan:
+def staging_plan(settings: EngineSettings, profile: EngineProfile, run_dir: Path, prepared: Path) -> StagingPlan:
     """What the engine's process may keep of adapters; the settings go before the profile."""
     host = profile.host_bytes if settings.host_bytes is None else settings.host_bytes
     disk = profile.prepared_bytes if settings.prepared_bytes is None else settings.prepared_bytes
-    return StagingPlan(str(prepared), host, disk, profile.spare_slots)
+    return StagingPlan(str(prepared), host, disk, profile.spare_slots, str(run_dir / "notices.sock"))
 
 
 def vllm_arguments(settings: EngineSettings, profile: EngineProfile, model: str, run_dir: Path) -> dict[str, Any]:

@@ -7,13 +7,13 @@ that runs the model; so each of them does next to nothing, and polling stands fo
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 
 from serving.engine.worker.bridge import UnknownVllm
-from serving.engine.worker.protocol import FAILED, PENDING, READY
+from serving.engine.worker.protocol import FAILED, PENDING, READY, StagingPlan
 from serving.engine.worker.slot_bank import SlotBank, stop_pinning
 from serving.engine.worker.staging import Adapter, Progress, Stager, Staging, open_stager
 
@@ -28,11 +28,11 @@ class StagingExtension:
     _loradock_stager: Stager
     _loradock_stagings: dict[int, Staging]
 
-    def loradock_open(self, folder: str, host_bytes: int, disk_bytes: int) -> str:
-        """Begin to stage. Returns why it cannot be done here, or nothing."""
+    def loradock_open(self, plan: str) -> str:
+        """Begin to stage by `plan`, in JSON. Returns why it cannot be done here, or nothing."""
         try:
             self._loradock_bank = SlotBank(self)
-            self._loradock_stager = open_stager(self._loradock_bank, Path(folder), host_bytes, disk_bytes)
+            self._loradock_stager = open_stager(self._loradock_bank, msgspec.json.decode(plan, type=StagingPlan))
             stop_pinning()
         except (UnknownVllm, OSError, RuntimeError, AttributeError) as error:
             return " ".join(str(error).split()) or type(error).__name__
@@ -40,12 +40,12 @@ class StagingExtension:
         sys.setswitchinterval(SWITCH_INTERVAL_S)
         return ""
 
-    def loradock_begin(self, engine_id: int, name: str, path: str, digest: str) -> str:
+    def loradock_begin(self, ticket: int, engine_id: int, name: str, path: str, digest: str) -> str:
         """Reserve a slot for the adapter and begin to fill it. Returns why it cannot be, or nothing."""
         slot = self._loradock_bank.reserve()
         if slot is None:
             return "no slot is free"
-        staging = Staging(Adapter(name, path, digest), slot, self._loradock_mark())
+        staging = Staging(Adapter(name, path, digest), slot, self._loradock_mark(), ticket)
         self._loradock_stagings[engine_id] = staging
         self._loradock_stager.begin(staging)
         return ""

@@ -13,7 +13,7 @@ import os
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import StrEnum
@@ -23,7 +23,9 @@ from typing import Any
 import torch
 
 from serving.engine.worker.arena import Arena, Row
+from serving.engine.worker.notices import Teller
 from serving.engine.worker.prepared import Damaged, Head, PreparedFolder
+from serving.engine.worker.protocol import StagingPlan
 from serving.engine.worker.slot_bank import Packed, SlotBank
 
 log = logging.getLogger(__name__)
@@ -53,11 +55,15 @@ class Adapter:
 
 @dataclass(eq=False, slots=True)
 class Staging:
-    """One adapter on its way to `slot`. `freed` is the device's event after which nothing reads the slot any more."""
+    """One adapter on its way to `slot`. `freed` is the device's event after which nothing reads the slot any more.
+
+    `ticket` is for who asked.
+    """
 
     adapter: Adapter
     slot: int
     freed: Any
+    ticket: int = 0
     progress: Progress = Progress.STAGING
     reason: str = ""
     rank: int = 0
@@ -66,7 +72,11 @@ class Staging:
 class Stager:
     """Brings adapters into host memory and into slots. `begin` and `prefetch` return at once."""
 
-    def __init__(self, bank: SlotBank, arena: Arena, folder: PreparedFolder) -> None:
+    def __init__(
+        self, bank: SlotBank, arena: Arena, folder: PreparedFolder, *, on_filled: Callable[[int], None] = lambda _: None
+    ) -> None:
+        """`on_filled` is called with the ticket of each staging that has filled its slot, on a thread of ours."""
+        self._on_filled = on_filled
         self._bank = bank
         self._arena = arena
         self._folder = folder
@@ -126,6 +136,7 @@ class Stager:
                 self._fill(staging, row)
             finally:
                 self._arena.release(row)
+            self._on_filled(staging.ticket)
         except Exception as error:  # whatever vLLM makes of a bad adapter; told to who asked for it
             self._counts["failed"] += 1
             staging.reason = " ".join(str(error).split()) or type(error).__name__
@@ -277,7 +288,8 @@ def _filled(packed: Packed, number: int, shape: tuple[int, ...]) -> torch.Tensor
     return tensor
 
 
-def open_stager(bank: SlotBank, folder: Path, host_bytes: int, disk_bytes: int) -> Stager:
+def open_stager(bank: SlotBank, plan: StagingPlan) -> Stager:
     """A stager with its tiers. Raises OSError or RuntimeError if one cannot be had."""
-    arena = Arena(host_bytes, pinned=bank.device.type == "cuda")
-    return Stager(bank, arena, PreparedFolder(folder / bank.layout.key, disk_bytes))
+    arena = Arena(plan.host_bytes, pinned=bank.device.type == "cuda")
+    folder = PreparedFolder(Path(plan.folder) / bank.layout.key, plan.disk_bytes)
+    return Stager(bank, arena, folder, on_filled=Teller(plan.notices).tell)

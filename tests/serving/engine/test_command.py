@@ -41,7 +41,8 @@ def test_a_users_argument_overrides_the_profiles_in_either_spelling() -> None:
 def test_what_may_be_kept_of_adapters_is_the_profiles_unless_it_is_set() -> None:
     plan = msgspec.json.decode(command_of(EngineSettings(name="base", host_bytes=7))[6], type=StagingPlan)
     profile = load_profile("cpu")
-    assert plan == StagingPlan(str(PREPARED), 7, profile.prepared_bytes, profile.spare_slots)
+    notices = str(RUN_DIR / "notices.sock")
+    assert plan == StagingPlan(str(PREPARED), 7, profile.prepared_bytes, profile.spare_slots, notices)
 
 
 @pytest.mark.parametrize("name", ["port", "uds", "--max-loras", "enable-lora", "served_model_name", "api-key", "model"])

@@ -57,7 +57,7 @@ def test_unknown_insides_are_refused_by_name(strange: Any, told: str) -> None:
 
 
 def test_a_worker_without_adapters_is_told_and_nothing_is_begun() -> None:
-    assert "lora_index_to_id" in StagingExtension().loradock_open("/nowhere", 0, 0)
+    assert "lora_index_to_id" in StagingExtension().loradock_open("{}")
 
 
 def test_slots_are_reserved_committed_and_given_back() -> None:
