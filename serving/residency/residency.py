@@ -24,7 +24,9 @@ log = logging.getLogger(__name__)
 FAILURE_COOLDOWN_S = 5.0
 """A refused adapter is not tried again sooner."""
 DRAIN_AFTER_S = 0.25
-"""A load that waits this long for a slot makes the least valuable busy adapter drain; each load one."""
+"""A load that waits this long for a slot makes the least valuable busy adapter drain."""
+DRAIN_MORE_AFTER_S = 1.0
+"""One more drains each time that it has waited this long: the first may be in the middle of a long answer."""
 
 
 class Residency:
@@ -359,8 +361,9 @@ class Residency:
                 self.slots.popitem()
                 await self._unload(victim)
                 continue
-            # Each that has waited too long makes one drain: one long request then delays one of them.
-            self.slots.drain(sum(self._clock() - waits.asked_at >= DRAIN_AFTER_S for waits in self._queue))
+            waited = self._clock() - entry.asked_at
+            if waited >= DRAIN_AFTER_S:
+                self.slots.drain(1 + int(waited / DRAIN_MORE_AFTER_S))
             self._changed.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(DRAIN_AFTER_S):

@@ -63,24 +63,28 @@ async def test_a_slot_that_becomes_free_goes_to_what_is_most_in_demand(make_adap
         assert engine.loads[last.engine_name] == 1, "what was unloaded on purpose came back"
 
 
-async def test_one_long_request_delays_one_of_those_who_wait(make_adapter: Make) -> None:
-    engine = SlotEngine(slots=2)
-    long, short, *cold = (make_adapter(number) for number in range(4))
+async def test_a_long_answer_on_what_drains_first_does_not_hold_up_those_who_wait(make_adapter: Make) -> None:
+    engine, long, hot, cold = SlotEngine(slots=2), make_adapter(1), make_adapter(2), make_adapter(3)
     async with running(engine) as residency:
-        done = asyncio.Event()
+        stop = asyncio.Event()
 
-        async def keep(adapter: AdapterVersion, seconds: float) -> None:
+        async def use(adapter: AdapterVersion, seconds: float) -> None:
             async with using(residency, adapter):
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(done.wait(), seconds)
+                    await asyncio.wait_for(stop.wait(), seconds)
 
-        busy = [asyncio.create_task(keep(short, 0.6)), asyncio.create_task(keep(long, 5))]
+        async def keep_busy() -> None:
+            while not stop.is_set():
+                await use(hot, 0.03)
+
+        tasks = [asyncio.create_task(use(long, 30))]
+        await until(lambda: engine.loaded)
+        tasks += [asyncio.create_task(keep_busy()) for _ in range(3)]
         await until(lambda: len(engine.loaded) == 2)
-        waiting = [asyncio.create_task(keep(adapter, 0.01)) for adapter in cold]
-        async with asyncio.timeout(2):
-            await asyncio.gather(*waiting)
-        done.set()
-        await asyncio.gather(*busy)
+        async with asyncio.timeout(3), using(residency, cold):
+            assert long.engine_name in engine.loaded
+        stop.set()
+        await asyncio.gather(*tasks)
 
 
 async def test_under_contention_nobody_waits_longer_than_the_others_take(make_adapter: Make) -> None:
