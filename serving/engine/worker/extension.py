@@ -17,7 +17,7 @@ from serving.engine.worker.protocol import FAILED, PENDING, READY, StagingPlan
 from serving.engine.worker.slot_bank import SlotBank, stop_pinning
 from serving.engine.worker.staging import Adapter, Progress, Stager, Staging, open_stager
 
-SWITCH_INTERVAL_S = 5e-4
+SWITCH_INTERVAL_S = 1e-4
 """how long a thread of ours may keep the engine's waiting for the interpreter; Python's own is 5 ms"""
 
 
