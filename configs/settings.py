@@ -72,6 +72,12 @@ class EngineSettings(BaseModel):
     api_key_env: str | None = Field(None, description="environment variable that holds the upstream's key")
     slots: int | None = Field(None, ge=1, le=4096, description="adapters resident at once; default: the profile's")
     max_lora_rank: int | None = Field(None, description="largest rank accepted; default: the profile's")
+    host_bytes: int | None = Field(
+        None, ge=0, description="host memory for adapters that are in no slot; default: the profile's"
+    )
+    prepared_bytes: int | None = Field(
+        None, ge=0, description="disk for adapters in the engine's own layout; default: the profile's"
+    )
     args: dict[str, Any] = Field(default_factory=dict, description="further vLLM arguments, as in its CLI, `_` or `-`")
     cost_per_mtok: float = Field(0.0, ge=0, description="USD per million tokens, for the router's utility")
     tokens_per_s: float | None = Field(

@@ -145,6 +145,17 @@ class Engine(Answering, Protocol):
         """Call `callback` in the event loop at every change of state or generation."""
         ...
 
+    async def prepare(self, adapter: AdapterVersion) -> None:
+        """Do what can be done long before a load, where the engine can; returns at once. Raises EngineUnavailable."""
+        ...
+
+    async def stage(self, adapter: AdapterVersion) -> None:
+        """Bring `adapter` near, soon before a load; an engine that does so by itself returns at once.
+
+        Raises AdapterLoadFailed or EngineUnavailable.
+        """
+        ...
+
     async def load(self, adapter: AdapterVersion) -> None:
         """Make `adapter` resident. Raises AdapterLoadFailed (the engine lives on) or EngineUnavailable."""
         ...

@@ -60,6 +60,12 @@ class FakeEngine:
     async def wait_ready(self, timeout_s: float) -> None:
         await self._board.wait_ready(timeout_s)
 
+    async def prepare(self, adapter: AdapterVersion) -> None:
+        pass
+
+    async def stage(self, adapter: AdapterVersion) -> None:
+        pass
+
     async def load(self, adapter: AdapterVersion) -> None:
         self._board.check_ready()
         generation = self.status.generation

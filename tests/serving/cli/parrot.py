@@ -100,6 +100,12 @@ class Parrot:
 
     def on_change(self, callback: Callable[[EngineStatus], None]) -> None: ...
 
+    async def prepare(self, adapter: AdapterVersion) -> None:
+        pass
+
+    async def stage(self, adapter: AdapterVersion) -> None:
+        pass
+
     async def load(self, adapter: AdapterVersion) -> None:
         if adapter.name in self.refuse:
             raise AdapterLoadFailed(f"{adapter.engine_name} cannot be loaded: refused")
