@@ -60,7 +60,7 @@ class RouterKeeper:
         self._thread.start()
 
     def stop(self) -> None:
-        """End after what is being done."""
+        """End after what is being done: one step of counting, or the fit of one scope."""
         self._ended.set()
         self._thread.join()
 
@@ -78,7 +78,7 @@ class RouterKeeper:
             self._counter.sweep()
         if now >= self._refit_at:
             self._refit_at = now + REFIT_S
-            self._refit.run()
+            self._refit.run(self._ended.is_set)
 
     def _run(self) -> None:
         while not self._ended.is_set():

@@ -15,6 +15,7 @@ from typing import TypeVar
 
 import sqlalchemy as sa
 
+from adapters_registry import DatabaseError
 from adapters_registry.database import Database
 from configs.agents import AgentPreset
 from configs.routing import RoutingSettings
@@ -80,8 +81,11 @@ class Refit:
         self._scene = scene
         self._serving = serving
 
-    def run(self) -> list[str]:
-        """Refit the scopes whose time has come and that have enough new cases; versions that took over."""
+    def run(self, ended: Callable[[], bool] = lambda: False) -> list[str]:
+        """Refit the scopes whose time has come and that have enough new cases; versions that took over.
+
+        Stops before the next scope once `ended`. A scope whose fit fails is logged and left until its next time.
+        """
         if not self._routing.refit_s or self._routing.learning == "off":
             return []
         now = datetime.now(UTC)
@@ -89,14 +93,25 @@ class Refit:
             rows = session.scalars(sa.select(ScopeRow)).all()
         taken = []
         for row in rows:
+            if ended():
+                break
             if row.fitted_at is not None and now - row.fitted_at < timedelta(seconds=self._routing.refit_s):
                 continue
             cases = self._count(row.scope)
             if cases - row.fitted_cases >= self._routing.refit_min_cases:
                 self._note(row.scope, now, cases)
-                if (version := self.refit(row.scope)) is not None:
+                if (version := self._tried(row.scope)) is not None:
                     taken.append(version)
         return taken
+
+    def _tried(self, scope: str) -> str | None:
+        try:
+            return self.refit(scope)
+        except (DatabaseError, OSError):
+            raise
+        except Exception:  # what one tenant's cases do to a fit must not stop what the others learn
+            log.exception("the router of %s cannot be fitted", scope)
+            return None
 
     def refit(self, scope: str) -> str | None:
         """Fit and score a version for `scope`; its name where it took over. A part that is no better stays as it is."""
