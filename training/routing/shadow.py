@@ -26,6 +26,8 @@ from router.evidence import BANDS, LEAST, MOST, NO_CASES
 from training.routing.predicting import Asked, Predictor
 
 RESAMPLES = 2000
+LEAST_SESSIONS = 20
+"""later sessions without which nothing takes over: the bootstrap of one session has no width, of a few too little"""
 ERROR = 0.05
 """how often a version that predicts no better takes over, by the bound"""
 
@@ -52,7 +54,7 @@ class Comparison:
     @property
     def is_better(self) -> bool:
         """Whether the new version may take over."""
-        return self.lower > 0
+        return self.sessions >= LEAST_SESSIONS and self.lower > 0
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON."""

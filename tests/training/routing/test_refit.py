@@ -51,6 +51,23 @@ def test_what_predicts_later_cases_better_takes_over(learning: MakeLearning) -> 
     assert listed[0].report["outcomes"]["gain_lower"] > 0
 
 
+@pytest.mark.parametrize("text", ["the same question", "", "?"])
+def test_a_tenant_whose_cases_cannot_be_learned_from_stops_nobody_else(learning: MakeLearning, text: str) -> None:
+    here = learning(refit_s=60, refit_min_cases=300)
+    odd = [(text, float(number % 2), {"owner": "aaa", "session": f"o{number}"}) for number in range(300)]
+    here.serve_many(odd + tasks(600, told=True))
+    assert set(here.learn().routers) == {"ann"}
+
+
+def test_a_refit_ends_between_scopes(learning: MakeLearning) -> None:
+    here = learning(refit_s=60, refit_min_cases=300)
+    here.serve_many(tasks(600, told=True))
+    keeper = here.keeper()
+    keeper._ended.set()
+    keeper.step()
+    assert here.read().routers == {}
+
+
 def test_what_predicts_no_better_does_not(learning: MakeLearning) -> None:
     here = learning(refit_s=60, refit_min_cases=300)
     here.serve_many(tasks(400, told=False))
@@ -157,6 +174,12 @@ def test_evidence_of_the_earlier_cases_is_in_both() -> None:
     corrected = compare(predictor(0.3), predictor(0.9), earlier, later, weight=20)
     raw = compare(predictor(0.3), predictor(0.9), [], later, weight=20)
     assert corrected.gain < raw.gain / 5
+
+
+def test_one_long_session_proves_nothing() -> None:
+    found = compare(predictor(0.5), predictor(0.8), [], rewarded(100, 1.0, 1), weight=20)
+    assert found.lower > 0
+    assert not found.is_better
 
 
 def test_a_few_long_sessions_prove_little() -> None:
