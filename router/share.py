@@ -24,13 +24,13 @@ SMOOTHING = 0.05
 """weight of the latest call in the running means"""
 FIRST_SPREAD = 0.1
 LEAST_SPREAD = 0.005
-LIMIT = 1.0
-"""utilities are probabilities, so gains beyond it do not occur"""
+REACH = 8.0
+"""spreads that the threshold may be from the mean gain: far enough for a share of nothing or all, and back soon"""
 
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """The state: five numbers, immutable. `threshold` 0 is plain utility, where all begin."""
+    """The state: four numbers, immutable. `threshold` 0 is plain utility, where all begin."""
 
     threshold: float = 0.0
     centre: float = 0.0
@@ -38,21 +38,15 @@ class Share:
     spread: float = FIRST_SPREAD
     """running mean of their distance from it"""
     calls: int = 0
-    strong: int = 0
-    """calls that the strongest tier answered"""
 
     def after(self, call: ShareCall) -> Share:
         """The state once `call` has been decided."""
         spread = self.spread + SMOOTHING * (abs(call.gain - self.centre) - self.spread)
         step = max(STEP, FIRST_STEP / (1 + self.calls / FADING)) * max(spread, LEAST_SPREAD)
         threshold = self.threshold + step * (call.is_strong - call.target)
-        return Share(
-            threshold=min(max(threshold, -LIMIT), LIMIT),
-            centre=self.centre + SMOOTHING * (call.gain - self.centre),
-            spread=spread,
-            calls=self.calls + 1,
-            strong=self.strong + call.is_strong,
-        )
+        centre = self.centre + SMOOTHING * (call.gain - self.centre)
+        reach = REACH * max(spread, LEAST_SPREAD)
+        return Share(min(max(threshold, centre - reach), centre + reach), centre, spread, self.calls + 1)
 
 
 NO_CALLS = Share()

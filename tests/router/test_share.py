@@ -140,5 +140,16 @@ def test_the_state_stays_within_its_bounds() -> None:
     share = Share()
     for _ in range(10_000):
         share = share.after(ShareCall(("", ""), 0.1, share.threshold, 5.0, is_strong=True))
-    assert share.threshold == 1.0
-    assert share.calls == share.strong == 10_000
+    assert 5.0 <= share.threshold < 5.1
+    assert share.calls == 10_000
+
+
+@pytest.mark.parametrize("middle", [-3.0, -1.4, 1.4])
+def test_gains_may_be_of_any_size(middle: float) -> None:
+    """A price that is weighed four times and a wait that is weighed at all put gains far below -1."""
+    share, draw, strong = Share(), random.Random(8), 0
+    for _ in range(CALLS):
+        gain = draw.gauss(middle, 0.1)
+        strong += (is_strong := gain > share.threshold)
+        share = share.after(ShareCall(("", ""), 0.2, share.threshold, gain, is_strong=is_strong))
+    assert abs(strong / CALLS - 0.2) <= POINTS
