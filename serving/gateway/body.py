@@ -36,7 +36,7 @@ LIMIT_FIELDS = {
     "/v1/completions": ("max_tokens",),
     "/v1/responses": ("max_output_tokens",),
 }
-"""which fields of an endpoint limit the answer, the first that is there counts"""
+"""which fields of an endpoint limit the answer, the first that is there and not null counts"""
 QUALITIES: tuple[Quality, ...] = get_args(Quality)
 
 
@@ -158,9 +158,10 @@ class ParsedBody:
     def _max_tokens(self) -> int | None:
         """The limit of the answer; one of the wrong kind is the engine's to refuse."""
         for name in LIMIT_FIELDS.get(self.path, ()):
-            if (raw := self.fields.get(name)) is not None:
-                value = _decode_field(name, raw)
-                return value if isinstance(value, int) and value > 0 else None
+            raw = self.fields.get(name)
+            if raw is not None and (value := _decode_field(name, raw)) is not None:
+                is_limit = isinstance(value, int) and not isinstance(value, bool) and value > 0
+                return value if is_limit else None
         return None
 
     def _metadata_text(self, name: str) -> str | None:
