@@ -166,12 +166,12 @@ def _choose(candidates: list[Candidate], view: _View) -> tuple[Candidate, Reason
     call = _share_call(candidates, view)
     eligible = _eligible(candidates, view)
     alone = _best(eligible, view, call)
-    held = _best(no_weaker(view.before, view.agent.name, eligible), view, call)
+    held = _best(no_weaker(view.before, view.agent.name, eligible, candidates), view, call)
     chosen = held
     if view.terms.max_cost is not None and held.cost_usd > view.terms.max_cost:
-        within = [each for each in eligible if each.cost_usd <= view.terms.max_cost]
-        within = within or [min(eligible, key=_by_cost)]
-        chosen = _best(no_weaker(view.before, view.agent.name, within), view, call)
+        affordable = [each for each in candidates if each.cost_usd <= view.terms.max_cost]
+        within = [each for each in eligible if each in affordable] or [min(eligible, key=_by_cost)]
+        chosen = _best(no_weaker(view.before, view.agent.name, within, affordable), view, call)
     if chosen is not held:
         reason = Reason.BUDGET
     else:

@@ -51,16 +51,21 @@ def switching_s(before: SessionRoute | None, agent: str | None, tier: str, *, ad
     return before.prompt_chars / CHARS_PER_TOKEN / PREFILL_TOKENS_S
 
 
-def no_weaker(before: SessionRoute | None, agent: str | None, eligible: Sequence[Candidate]) -> Sequence[Candidate]:
-    """Those of `eligible` that are not below the session's floor; all where the floor is not among them."""
+def no_weaker(
+    before: SessionRoute | None, agent: str | None, eligible: Sequence[Candidate], candidates: Sequence[Candidate]
+) -> Sequence[Candidate]:
+    """Those of `eligible` that are not below the session's floor, else the floor; all where `candidates` have no floor.
+
+    What the agent's preset leaves out of `candidates` may still be the floor.
+    """
     if before is None:
         return eligible
-    same_tier = [each for each in eligible if each.tier == before.tier]
+    same_tier = [each for each in candidates if each.tier == before.tier]
     if not same_tier:
         return eligible
     adapted = before.adapted and before.agent == agent
     floor = next((each for each in same_tier if (each.adapter is not None) == adapted), same_tier[-1])
-    return [each for each in eligible if each is floor or not _is_weaker(each, floor)]
+    return [each for each in eligible if each is floor or not _is_weaker(each, floor)] or [floor]
 
 
 def is_lost(before: SessionRoute | None, chosen: Candidate, snapshot: RouterSnapshot) -> bool:

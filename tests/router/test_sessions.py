@@ -62,15 +62,16 @@ def is_downgrade(before: Decision, after: Decision) -> bool:
 def test_scripted_conversations_have_no_downgrade_without_a_reason(session: str | None, seed: int) -> None:
     draw = random.Random(seed)
     conversation = Conversation(session)
-    before = None
+    floor = None
     for _ in range(12):
         ready = tuple(replace(tier, ready=draw.random() < 0.85) for tier in THREE_TIERS)
         wishes = Wishes(max_cost=draw.choice([None, None, None, 1e-5, 1e-3]), quality=draw.choice([None, "economy"]))
         tiers = ready if any(tier.ready for tier in ready) else THREE_TIERS
         now = conversation.say(draw.choice(TEXTS), wishes, tiers=tiers)
-        if before is not None and is_downgrade(before, now):
-            assert now.reason in TOLD, (before.tier, now.tier, now.reason)
-        before = now
+        if floor is not None and is_downgrade(floor, now):
+            assert now.reason in TOLD, (floor.tier, now.tier, now.reason)
+        else:
+            floor = now
 
 
 def test_a_conversation_rises_when_it_needs_to_and_stays() -> None:
@@ -132,6 +133,18 @@ def test_a_weaker_base_is_a_downgrade_whatever_is_thought_of_it() -> None:
     assert conversation.say(HARD).tier == "big"
     now = conversation.say(HARD + "!", evidence={"": praised})
     assert now.candidates[0].probability > now.candidates[-1].probability
+    assert (now.tier, now.reason) == ("big", Reason.SESSION)
+
+
+def test_a_floor_that_the_agents_preset_leaves_out_holds() -> None:
+    doubted = Evidence({("legal-agent", LEGAL.engine_name): [Tally(500, 250, 450)] * BANDS})
+    strict = PRESETS["legal"].routing.model_copy(update={"strong_above": 0.0})
+    presets = {**PRESETS, "legal": PRESETS["legal"].model_copy(update={"routing": strict})}
+    task = Task.from_messages(LEGAL_TEXT, model="auto:legal", session="s", wishes=Wishes(quality="economy"))
+    parts = {"tiers": THREE_TIERS, "presets": presets, "evidence": {"": doubted}}
+    assert ROUTER.decide(task, snapshot(**parts)).adapter is LEGAL
+    floor = SessionRoute("legal-agent", "middle", adapted=False)
+    now = ROUTER.decide(task, snapshot(**parts, sessions={("", "s"): floor}))
     assert (now.tier, now.reason) == ("big", Reason.SESSION)
 
 
