@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
@@ -168,8 +169,9 @@ def _stack(session: Session, scope: str) -> list[str]:
     served: list[str] = []
     for move in session.scalars(sa.select(RouterMoveRow).filter_by(scope=scope).order_by(RouterMoveRow.id)):
         if move.action == "rollback":
-            del served[-1:]
+            while served and served[-1] != move.version:
+                served.pop()
         elif move.version is not None:
             served.append(move.version)
-    current = served[-1:]
-    return [version for version in served[:-1] if version in kept] + current
+    reachable = [version for version in served[:-1] if version in kept] + served[-1:]
+    return [version for version, _ in groupby(reachable)]  # what was between two of the same may be gone

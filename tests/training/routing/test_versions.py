@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import shutil
+from datetime import UTC, datetime
 
 import pytest
+import sqlalchemy as sa
 
 from router import EVERYONE, Router
 from router.learned import RouterModel, RouteRow, fit_outcomes
 from tests.training.routing.conftest import PRESETS, MakeLearning
 from training.routing import NothingToRollBack, VersionNotFound
+from training.routing.tables import RouterMoveRow, RouterVersionRow
 from training.routing.versions import KEPT
 
 
@@ -107,6 +110,21 @@ def test_old_versions_make_room_but_what_serves_stays(learning: MakeLearning, mo
     assert {folder.name for folder in (here.home / "router").iterdir()} == kept
     assert here.versions.rollback("ann", actor="test") == MODELS[1].version
     assert here.versions.rollback("ann", actor="test") is None
+
+
+def test_rolling_back_passes_over_a_version_that_has_made_room(learning: MakeLearning) -> None:
+    here = learning()
+    first, second, third = (here.versions.add("ann", each, "fitted", {}) for each in MODELS)
+    here.versions.promote("ann", first, actor="test")
+    with here.database.write() as session:
+        session.add_all(
+            RouterMoveRow(scope="ann", version=name, action="promote", actor="test", at=datetime.now(UTC), detail="")
+            for name in (second, third)
+        )
+        session.execute(sa.delete(RouterVersionRow).filter_by(version=second))
+    assert here.versions.rollback("ann", actor="test") == first
+    assert here.versions.rollback("ann", actor="test") is None
+    assert here.versions.serving() == {}
 
 
 def test_a_learned_router_decides_with_what_was_learned() -> None:
