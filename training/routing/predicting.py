@@ -47,10 +47,19 @@ class Prediction(NamedTuple):
         return band_of(self.difficulty)
 
 
+_SEPARATOR = ":"
+
+
+def version_of(basis: str) -> str:
+    """The router version that predicted on this basis."""
+    return basis.partition(_SEPARATOR)[0]
+
+
 class Predictor:
     """One router version among the tiers (their bases' names, the weakest first) and presets that it serves with.
 
-    `basis` names all that predictions depend on: what was predicted on another basis has to be predicted again.
+    `basis` names all that predictions depend on, the version first (see `version_of`): what was predicted on another
+    basis has to be predicted again.
     """
 
     def __init__(self, router: Router, presets: Mapping[str, AgentPreset], bases: Sequence[str]) -> None:
@@ -59,7 +68,7 @@ class Predictor:
         self._strengths = dict(zip(bases, ranks(len(bases)), strict=True))
         self._lifts = {name: preset.routing.adapter_lift for name, preset in presets.items()}
         told = json.dumps([router.version, list(bases), sorted(self._lifts.items())])
-        self.basis = hashlib.sha256(told.encode()).hexdigest()
+        self.basis = f"{router.version}{_SEPARATOR}{hashlib.sha256(told.encode()).hexdigest()[:40]}"
 
     def predict(self, asked: Asked) -> Prediction:
         """Predict; the base of a tier that is no more counts as the weakest."""

@@ -11,11 +11,12 @@ import sqlalchemy as sa
 from adapters_registry.database import Database
 from configs.agents import AgentPreset
 from configs.routing import RoutingSettings
-from router import EVERYONE, Evidence, Learnt, Router, Tally
+from router import EVERYONE, RULES, Evidence, Learnt, Router, Tally
 from router.evidence import BANDS, NO_CASES
+from training.routing.predicting import version_of
 from training.routing.scopes import readers_of
 from training.routing.serving import ServingModels
-from training.routing.tables import EvidenceRow, StateRow
+from training.routing.tables import EvidenceRow, ScopeRow, StateRow
 from training.routing.versions import Versions
 
 _Tallies = dict[tuple[str, str], list[Tally]]
@@ -40,7 +41,8 @@ class LearntSource:
     def read(self) -> Learnt:
         """All of it. What changes meanwhile makes another revision, which is read next."""
         revision = self.revision()
-        return Learnt(revision, self._read_routers(), self._read_evidence())
+        routers = self._read_routers()
+        return Learnt(revision, routers, self._read_evidence(routers))
 
     def _read_routers(self) -> dict[str, Router]:
         """The routers by who sees them; what is installed for everyone is seen whatever is learned."""
@@ -56,19 +58,40 @@ class LearntSource:
         }
         return {reader: self._routers[model.version] for reader, model in seen.items()}
 
-    def _read_evidence(self) -> dict[str, Evidence]:
-        scopes: dict[str, _Tallies] = defaultdict(lambda: defaultdict(lambda: [NO_CASES] * BANDS))
+    def _read_evidence(self, routers: Mapping[str, Router]) -> dict[str, Evidence]:
+        """The evidence by who sees it: their own and everyone's, each where the version that decides predicted it.
+
+        After a version has moved that is nothing until the worker has predicted its cases again. Who has a router of
+        their own has evidence of their own, if only of no case: everyone's was counted against another version.
+        """
+        scopes = self._read_tallies()
+        found = {}
+        for reader in {reader for reader, _ in scopes} | set(routers):
+            router = routers.get(reader) or routers.get(EVERYONE)
+            version = router.version if router else RULES
+            own, common = (scopes.get((each, version), {}) for each in (reader, EVERYONE))
+            tallies = own if reader == EVERYONE else _merged(own, common)
+            found[reader] = Evidence(tallies, self._routing.evidence_weight)
+        return found
+
+    def _read_tallies(self) -> dict[tuple[str, str], _Tallies]:
+        """What was counted, by who sees it and the version that predicted."""
+        query = sa.select(
+            EvidenceRow.scope,
+            ScopeRow.basis,
+            EvidenceRow.agent,
+            EvidenceRow.candidate,
+            EvidenceRow.band,
+            EvidenceRow.cases,
+            EvidenceRow.reward,
+            EvidenceRow.expected,
+        ).join(ScopeRow, ScopeRow.scope == EvidenceRow.scope)
+        scopes: dict[tuple[str, str], _Tallies] = defaultdict(lambda: defaultdict(lambda: [NO_CASES] * BANDS))
         with self._database.read() as session:
-            for row in session.scalars(sa.select(EvidenceRow)):
-                if (reader := self._reader(row.scope)) is not None and row.band < BANDS:
-                    tally = Tally(row.cases, row.reward, row.expected)
-                    scopes[reader][row.agent, row.candidate][row.band] = tally
-        common = scopes.get(EVERYONE, {})
-        weight = self._routing.evidence_weight
-        return {
-            reader: Evidence(tallies if reader == EVERYONE else _merged(tallies, common), weight)
-            for reader, tallies in scopes.items()
-        }
+            for scope, basis, agent, candidate, band, cases, reward, expected in session.execute(query):
+                if (reader := self._reader(scope)) is not None and band < BANDS:
+                    scopes[reader, version_of(basis)][agent, candidate][band] = Tally(cases, reward, expected)
+        return scopes
 
     def _reader(self, scope: str) -> str | None:
         return readers_of(scope, self._routing.learning)

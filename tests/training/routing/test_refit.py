@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from router import EVERYONE, RULES
+from router import EVERYONE, RULES, Learnt
+from router.learned import RouterModel, RouteRow, fit_outcomes
 from tests.training.routing.conftest import BASES, PRESETS, Learning, MakeLearning
 from training.casebank import Case
 from training.routing.predicting import Asked, Predictor
@@ -94,11 +95,39 @@ def test_pooled_cases_make_a_version_for_all(learning: MakeLearning) -> None:
 
 
 def test_evidence_is_counted_by_the_version_that_serves(learning: MakeLearning) -> None:
+    at_first = learning()
+    at_first.serve_many(tasks(600, told=True))
+    by_rules = _corrections(at_first)
     here = learning(refit_s=60, refit_min_cases=300)
-    here.serve_many(tasks(600, told=True))
-    by_rules = _corrections(here)
+    here.learn()
     fitted = _corrections(here)
     assert max(map(abs, fitted)) < max(map(abs, by_rules)), "better predictions leave less to correct"
+
+
+def test_evidence_is_not_added_to_predictions_of_another_version(learning: MakeLearning) -> None:
+    """Between a version's move and the counting again, its predictions stand as they are."""
+    here = learning()
+    here.serve_many(tasks(100, told=True) + tasks(100, told=False, owner=None))
+    assert _cases(here.learn(), "ann") > _cases(here.read(), EVERYONE) > 0
+    installed = RouterModel.of(fit_outcomes([RouteRow(f"{n} {n % 7} plan", n % 2, 1) for n in range(90)]))
+    here.versions.promote("ann", here.versions.add("ann", installed, "installed", {}), actor="test")
+    moved = here.read()
+    assert (_cases(moved, "ann"), _cases(moved, EVERYONE) > 0) == (0, True)
+    assert 0 < _cases(here.learn(), "ann") <= 100, "everyone's are still counted against the rules"
+    here.versions.rollback("ann", actor="test")
+    assert _cases(here.read(), "ann") == _cases(here.read(), EVERYONE), "everyone's were counted against the rules"
+
+
+def test_who_has_a_version_and_no_cases_has_no_evidence_against_another(learning: MakeLearning) -> None:
+    here = learning()
+    here.serve_many(tasks(50, told=True, owner=None))
+    installed = RouterModel.of(fit_outcomes([RouteRow(f"{n} {n % 7} plan", n % 2, 1) for n in range(90)]))
+    here.versions.promote("ann", here.versions.add("ann", installed, "installed", {}), actor="test")
+    assert _cases(here.learn(), "ann") == 0
+
+
+def _cases(learnt: Learnt, owner: str) -> int:
+    return learnt.evidence[owner].corrected(None, "tiny", 0.5, 0.1)[1]
 
 
 def _corrections(here: Learning) -> list[float]:
