@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 
 import sqlalchemy as sa
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, load_only
 
 from adapters_registry.database import Database
 from configs.routing import Learning
 from training.casebank.tables import CaseRow
-from training.routing.outcomes import Outcome, asked_of
+from training.routing.outcomes import ASKED, Outcome, asked_of
 from training.routing.predicting import Prediction, Predictor
 from training.routing.scopes import counted, scope_of
 from training.routing.tables import EvidenceRow, OutcomeRow, ScopeRow, StateRow, locked_state
@@ -113,7 +113,7 @@ class Counter:
         """Pages of served cases that the router gave to somebody, in the order of their rewards."""
         with self._database.read() as session:
             until = session.scalars(sa.select(StateRow.counted_until)).one()
-        query = sa.select(CaseRow).where(*counted())
+        query = sa.select(CaseRow).options(load_only(*ASKED, raiseload=True)).where(*counted())
         at, case_id = until - OVERLAP if until else _BEGINNING, ""
         while True:
             behind = sa.or_(CaseRow.rewarded_at > at, sa.and_(CaseRow.rewarded_at == at, CaseRow.id > case_id))
@@ -145,26 +145,35 @@ class Counter:
 
     def _predict_page(self, scope: str, predictor: Predictor, after: str) -> str | None:
         """Predict the outcomes behind the outcome `after`; the last of them, None where there are no more."""
-        last: str | None = None
-        with self._database.write() as session:
+        with self._database.read() as session:
             found = session.execute(
                 sa.select(OutcomeRow, CaseRow)
                 .join(CaseRow, CaseRow.id == OutcomeRow.case_id)
+                .options(load_only(*ASKED, raiseload=True))
                 .where(OutcomeRow.scope == scope, OutcomeRow.id > after)
                 .order_by(OutcomeRow.id)
                 .limit(PAGE)
             ).all()
-            for outcome, case in found:
-                asked = asked_of(case, agent=outcome.agent, candidate=outcome.candidate, base=outcome.base)
-                prediction = predictor.predict(asked)
-                outcome.band, outcome.expected = prediction.band, prediction.probability
-                last = outcome.id
-        return last
+        if not found:
+            return None
+        changes = []
+        for outcome, case in found:
+            asked = asked_of(case, agent=outcome.agent, candidate=outcome.candidate, base=outcome.base)
+            prediction = predictor.predict(asked)
+            changes.append({"of": outcome.id, "band": prediction.band, "expected": prediction.probability})
+        table = OutcomeRow.__table__
+        with self._database.write() as session:
+            locked_state(session)
+            session.connection().execute(sa.update(table).where(table.c.id == sa.bindparam("of")), changes)
+        return str(changes[-1]["of"])
 
 
 def _known(session: Session, outcomes: Sequence[Outcome]) -> dict[str, OutcomeRow]:
-    ids = [each.id for each in outcomes]
-    return {row.id: row for row in session.scalars(sa.select(OutcomeRow).where(OutcomeRow.id.in_(ids)))}
+    known = {}
+    for start in range(0, len(outcomes), PAGE):
+        ids = [each.id for each in outcomes[start : start + PAGE]]
+        known |= {row.id: row for row in session.scalars(sa.select(OutcomeRow).where(OutcomeRow.id.in_(ids)))}
+    return known
 
 
 def _count(session: Session, predicted: Sequence[tuple[Outcome, Prediction]]) -> int:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.orm import load_only
 
 from adapters_registry.database import Database
 from configs.routing import Learning
@@ -20,7 +21,7 @@ from training.casebank.tables import CaseRow
 from training.jobs.join import GATE_JSON
 from training.jobs.tables import JobRow
 from training.routing.counting import Counter
-from training.routing.outcomes import Outcome, asked_of
+from training.routing.outcomes import ASKED, Outcome, asked_of
 from training.routing.scopes import scope_of
 from training.routing.tables import OutcomeRow
 
@@ -49,8 +50,9 @@ class Gates:
         for job, agent in self._new_jobs():
             report = _read(self._home / "jobs" / job / GATE_JSON)
             results = list(report.get("results", ()))
-            for start in range(0, len(results), PAGE):
-                counted += counter.add(list(self._outcomes(job, agent, report, results[start : start + PAGE])))
+            pages = (results[start : start + PAGE] for start in range(0, len(results), PAGE))
+            # all at once: one outcome tells that the job has been counted
+            counted += counter.add([each for page in pages for each in self._outcomes(job, agent, report, page)])
             self._read.add(job)
         return counted
 
@@ -68,7 +70,11 @@ class Gates:
         models = {role: report[role]["model"] for role in ROLES if report.get(role)}
         base = models.get("base", "")
         with self._database.read() as session:
-            wanted = sa.select(CaseRow).where(CaseRow.id.in_([each["id"] for each in results]))
+            wanted = (
+                sa.select(CaseRow)
+                .options(load_only(*ASKED, raiseload=True))
+                .where(CaseRow.id.in_([each["id"] for each in results]))
+            )
             cases = {case.id: case for case in session.scalars(wanted)}
         for result in results:
             case = cases.get(result["id"])

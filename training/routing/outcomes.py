@@ -8,6 +8,20 @@ from training.casebank.tables import CaseRow
 from training.routing.predicting import Asked, Prediction
 from training.routing.tables import OutcomeRow
 
+ASKED = (
+    CaseRow.id,
+    CaseRow.messages,
+    CaseRow.tools,
+    CaseRow.agent,
+    CaseRow.adapter,
+    CaseRow.base,
+    CaseRow.owner,
+    CaseRow.session,
+    CaseRow.reward,
+    CaseRow.rewarded_at,
+)
+"""what is read of cases here: not the answers, which may be long"""
+
 
 class Outcome(NamedTuple):
     """`id` is the case's, or what tells a gate's question and model; `reward` is 0 to 1."""

@@ -14,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
 import sqlalchemy as sa
+from sqlalchemy.orm import load_only
 
 from adapters_registry import DatabaseError
 from adapters_registry.database import Database
@@ -23,7 +24,7 @@ from router import AgentRecogniser, Router
 from router.agents import KeywordRecogniser, RecogniserBeside
 from router.learned import OutcomeEstimator, RouterModel, RouteRow, TooFewRows, fit_outcomes
 from training.casebank.tables import CaseRow
-from training.routing.outcomes import asked_of
+from training.routing.outcomes import ASKED, asked_of
 from training.routing.predicting import Predictor
 from training.routing.recognising import better_recogniser, read_stated
 from training.routing.scopes import cases_in, counted
@@ -168,6 +169,7 @@ class Refit:
         """The scope's latest rewarded cases, in the order in which they were asked."""
         query = (
             sa.select(CaseRow)
+            .options(load_only(*ASKED, raiseload=True))
             .where(*counted(), *cases_in(scope))
             .order_by(CaseRow.created_at.desc(), CaseRow.id.desc())
         )

@@ -9,12 +9,18 @@ from datetime import UTC, datetime
 import pytest
 import sqlalchemy as sa
 
+from adapters_registry import DatabaseError
 from router import EVERYONE, RULES, Learnt
-from tests.training.routing.conftest import LEGAL, Learning, MakeLearning
+from tests.training.routing.conftest import BASES, LEGAL, PRESETS, Learning, MakeLearning
 from training.jobs.tables import JobRow
+from training.routing.counting import Counter
+from training.routing.gates import Gates
+from training.routing.predicting import Asked, Prediction, Predictor
+from training.routing.refit import Scene
 from training.routing.scopes import POOL
 from training.routing.tables import EvidenceRow, OutcomeRow, ScopeRow
 
+PREDICTOR = Scene(PRESETS, BASES).predictor(None)
 EASY, HARD = "Hello", "Prove the equation x^2 = 12 step by step and explain why it must hold. " * 8
 
 
@@ -159,6 +165,36 @@ def test_a_gates_answers_count_for_the_owners_of_its_questions(any_learning: Mak
         ("bob", "legal", "tiny"): (1, 0.0),
     }
     assert corrected(learnt, "ann", LEGAL, "legal")[0] > corrected(learnt, "bob", LEGAL, "legal")[0]
+
+
+def test_a_gate_is_counted_whole_or_not_at_all(learning: MakeLearning, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("training.routing.gates.PAGE", 1)
+    here = learning()
+    _gate(here, "ftjob-3", {owner: here.serve(f"clause of {owner}", None, owner=owner) for owner in ("ann", "bob")})
+
+    def only_anns(scope: str) -> Predictor:
+        if scope != "ann":
+            raise DatabaseError("gone")
+        return PREDICTOR
+
+    with pytest.raises(DatabaseError):
+        Gates(here.database, here.home, "tenant").count(Counter(here.database, "tenant", only_anns))
+    assert set(here.learn().evidence) == {"ann", "bob"}
+
+
+def test_predicting_again_holds_up_no_writer(learning: MakeLearning) -> None:
+    here = learning()
+    here.serve(EASY, 1.0)
+    here.learn()
+
+    class Meanwhile(Predictor):
+        def predict(self, asked: Asked) -> Prediction:
+            here.serve("meanwhile", None)
+            return super().predict(asked)
+
+    others = Meanwhile(PREDICTOR.router, PRESETS, ("tiny", "large", "huge"))
+    Counter(here.database, "tenant", lambda _: others).recount()
+    assert here.database.scalar(sa.select(ScopeRow.basis)) == others.basis
 
 
 def test_a_gate_whose_report_is_gone_is_passed_over(learning: MakeLearning) -> None:
