@@ -6,13 +6,21 @@ import logging
 
 from router import EVERYONE
 from router.learned import RouterModel, RouterModelInvalid
+from training.routing.scopes import POOL
 from training.routing.versions import Versions
 
 log = logging.getLogger(__name__)
 
+MOST = 64
+"""scopes whose own versions are held: those that moved last, so that one process's memory has an end"""
+_ALWAYS = frozenset({EVERYONE, POOL})
+
 
 class ServingModels:
-    """Reads each version once. Belongs to one thread; `refresh` first."""
+    """Reads each version once. Belongs to one thread; `refresh` first.
+
+    Of more than `MOST` scopes those that have not moved for longest go by everyone's version, until they move again.
+    """
 
     def __init__(self, versions: Versions) -> None:
         self._versions = versions
@@ -21,7 +29,9 @@ class ServingModels:
 
     def refresh(self) -> None:
         """Look which versions serve. Raises DatabaseError."""
-        self._names = self._versions.serving()
+        serving = self._versions.serving()
+        own = [scope for scope in serving if scope not in _ALWAYS]
+        self._names = {scope: serving[scope] for scope in (*_ALWAYS & serving.keys(), *own[:MOST])}
         wanted = set(self._names.values())
         self._models = {name: self._models.get(name) or self._load(name) for name in wanted}
 

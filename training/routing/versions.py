@@ -88,10 +88,11 @@ class Versions:
             return before
 
     def serving(self) -> dict[str, str]:
-        """The version that serves, of each scope where it is not the rules."""
+        """The version that serves, of each scope where it is not the rules; the latest move first."""
         with self._database.read() as session:
             latest = sa.select(sa.func.max(RouterMoveRow.id)).group_by(RouterMoveRow.scope)
-            moves = session.scalars(sa.select(RouterMoveRow).where(RouterMoveRow.id.in_(latest))).all()
+            query = sa.select(RouterMoveRow).where(RouterMoveRow.id.in_(latest)).order_by(RouterMoveRow.id.desc())
+            moves = session.scalars(query).all()
             return {move.scope: move.version for move in moves if move.version is not None}
 
     def list(self, scope: str | None = None) -> Sequence[Version]:

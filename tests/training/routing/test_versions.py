@@ -127,6 +127,19 @@ def test_rolling_back_passes_over_a_version_that_has_made_room(learning: MakeLea
     assert here.versions.serving() == {}
 
 
+def test_versions_of_more_scopes_than_are_held_make_room(
+    learning: MakeLearning, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.routing.serving.MOST", 1)
+    here = learning()
+    for scope, each in ((EVERYONE, MODELS[0]), ("ann", MODELS[1]), ("bob", MODELS[2])):
+        here.versions.promote(scope, here.versions.add(scope, each, "installed", {}), actor="test")
+    learnt = here.read()
+    assert [learnt.router_of(owner).version for owner in ("ann", "bob")] == [MODELS[0].version, MODELS[2].version]
+    assert here.versions.rollback("bob", actor="test") is None
+    assert here.read().router_of("ann").version == MODELS[1].version
+
+
 def test_a_learned_router_decides_with_what_was_learned() -> None:
     from router import Task
     from tests.router.snapshots import THREE_TIERS, snapshot
