@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from configs.agents import AgentPreset, Routing
 from configs.routing import RoutingSettings
-from router import Decision, Reason, Router, SessionRoute, Task, Wishes
+from router import Decision, Evidence, Reason, Router, SessionRoute, Tally, Task, Wishes
+from router.evidence import BANDS
 from router.utility import NO_WISHES, Size, Terms
-from tests.router.snapshots import LEGAL, PRESETS, THREE_TIERS, snapshot
+from tests.router.snapshots import PRESETS, THREE_TIERS, snapshot
 
 ROUTER = Router.from_presets(PRESETS)
 MEDIUM = "Compare the two plans and explain why one of them must be cheaper for at least 3 users."
@@ -35,8 +36,11 @@ def test_economy_and_best_move_the_same_task_to_different_tiers() -> None:
 
 def test_the_best_of_equals_is_the_cheapest() -> None:
     twins = tuple(replace(tier, cost_per_mtok=cost) for tier, cost in zip(THREE_TIERS, (1, 2, 3), strict=True))
-    decision = decide("legal", wishes=Wishes(quality="best"), tiers=twins, model="auto:legal")
-    assert decision.adapter is LEGAL
+    certain = [Tally(10_000, 10_000, 0)] * BANDS
+    equal = Evidence({("qa", tier.base_name): certain for tier in twins})
+    decision = decide(wishes=Wishes(quality="best"), tiers=twins, model="auto:qa", evidence={"": equal})
+    assert {each.utility for each in decision.candidates} == {decision.candidates[0].utility}
+    assert decision.tier == "small"
 
 
 @pytest.mark.parametrize(
