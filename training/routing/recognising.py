@@ -5,20 +5,25 @@ The agent of a served case may be what a recogniser said, and is not learned fro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import sqlalchemy as sa
 
 from adapters_registry.database import Database
+from configs.routing import Learning
 from router import AgentRecogniser, Task, resolve_agent
 from router.learned import TooFewRows, fit_recogniser
 from training.casebank.tables import CaseRow
 from training.gate.bootstrap import paired_bootstrap
-from training.routing.scopes import cases_in
+from training.routing.scopes import cases_in, scope_of
 
 LATEST = 20_000
 ERROR = 0.05
+
+
+_IS_STATED = (CaseRow.source != "served", CaseRow.agent.is_not(None), CaseRow.repeat_of.is_(None))
 
 
 class Stated(NamedTuple):
@@ -32,13 +37,24 @@ def read_stated(database: Database, scope: str) -> list[Stated]:
     """The latest of the scope's cases whose agent was stated, the oldest first. Raises DatabaseError."""
     query = (
         sa.select(CaseRow.messages, CaseRow.agent)
-        .where(CaseRow.source != "served", CaseRow.agent.is_not(None), CaseRow.repeat_of.is_(None), *cases_in(scope))
+        .where(*_IS_STATED, *cases_in(scope))
         .order_by(CaseRow.id.desc())
         .limit(LATEST)
     )
     with database.read() as session:
         rows = session.execute(query).all()
     return [Stated(Task.from_messages(messages).text, agent) for messages, agent in reversed(rows)]
+
+
+def count_stated(database: Database, learning: Learning) -> Mapping[str, int]:
+    """How many cases state their agent, by scope. Raises DatabaseError."""
+    query = sa.select(CaseRow.owner, sa.func.count()).where(*_IS_STATED).group_by(CaseRow.owner)
+    found: dict[str, int] = defaultdict(int)
+    with database.read() as session:
+        for owner, cases in session.execute(query):
+            if (scope := scope_of(owner, learning)) is not None:
+                found[scope] += cases
+    return found
 
 
 def better_recogniser(

@@ -26,7 +26,7 @@ from router.learned import OutcomeEstimator, RouterModel, RouteRow, TooFewRows, 
 from training.casebank.tables import CaseRow
 from training.routing.outcomes import ASKED, asked_of
 from training.routing.predicting import Predictor
-from training.routing.recognising import better_recogniser, read_stated
+from training.routing.recognising import better_recogniser, count_stated, read_stated
 from training.routing.scopes import cases_in, counted
 from training.routing.shadow import Comparison, Rewarded, compare
 from training.routing.tables import EvidenceRow, ScopeRow, locked_state
@@ -90,20 +90,36 @@ class Refit:
         if not self._routing.refit_s or self._routing.learning == "off":
             return []
         now = datetime.now(UTC)
-        with self._database.read() as session:
-            rows = session.scalars(sa.select(ScopeRow)).all()
+        stated = count_stated(self._database, self._routing.learning)
+        rows = self._known(stated)
         taken = []
         for row in rows:
             if ended():
                 break
             if row.fitted_at is not None and now - row.fitted_at < timedelta(seconds=self._routing.refit_s):
                 continue
-            cases = self._count(row.scope)
+            cases = self._count(row.scope) + stated.get(row.scope, 0)
             if cases - row.fitted_cases >= self._routing.refit_min_cases:
                 self._note(row.scope, now, cases)
                 if (version := self._tried(row.scope)) is not None:
                     taken.append(version)
         return taken
+
+    def _known(self, stated: Mapping[str, int]) -> Sequence[ScopeRow]:
+        """The scopes; also those of which nothing is known but agents of cases, as of imported ones."""
+        rows = sa.select(ScopeRow).order_by(ScopeRow.scope)
+        with self._database.read() as session:
+            found = session.scalars(rows).all()
+        if stated.keys() <= {row.scope for row in found}:
+            return found
+        with self._database.write() as session:
+            locked_state(session)
+            for scope in stated:
+                if session.get(ScopeRow, scope) is None:
+                    basis = self._scene.predictor(self._serving(scope)).basis
+                    session.add(ScopeRow(scope=scope, basis=basis, fitted_at=None, fitted_cases=0))
+        with self._database.read() as session:
+            return session.scalars(rows).all()
 
     def _tried(self, scope: str) -> str | None:
         try:

@@ -135,8 +135,11 @@ def _corrections(here: Learning) -> list[float]:
     return [known.corrected(None, base, 0.5, 0.1)[0] - 0.5 for base in BASES]
 
 
-def test_agents_are_learned_from_cases_whose_agent_was_stated(learning: MakeLearning) -> None:
-    here = learning(refit_s=60, refit_min_cases=300)
+@pytest.mark.parametrize(("owner", "taught"), [("ann", "ann"), (None, EVERYONE)])
+def test_agents_are_learned_from_cases_whose_agent_was_stated(
+    learning: MakeLearning, owner: str | None, taught: str
+) -> None:
+    here = learning(refit_s=60, refit_min_cases=100)
     draw = random.Random(0)
     words = {"legal": "gavel docket bench", "security": "payload beacon implant"}
     for agent, own in words.items():
@@ -146,12 +149,11 @@ def test_agents_are_learned_from_cases_whose_agent_was_stated(learning: MakeLear
                 response={"role": "assistant", "content": "ok"},
                 agent=agent,
                 source="api",
-                owner="ann",
+                owner=owner,
             )
             for number in range(80)
         )
-    here.serve_many([(" ".join(draw.choices(WORDS, k=6)), 1.0, {}) for _ in range(300)])
-    router = here.learn().router_of("ann")
+    router = here.learn().routers.get(taught)
     assert router is not None
     text = f"{' '.join(WORDS[:5])} gavel docket bench"
     assert router.recogniser.recognise(text)[0] == "legal"
