@@ -136,7 +136,7 @@ def cpu_seconds(pid: int) -> float | None:
     if not PROC.is_dir():
         return None
     ticks = 0
-    for member in _tree(pid):
+    for member in tree(pid):
         if fields := _stat(member):
             ticks += int(fields[11]) + int(fields[12])
     return ticks / os.sysconf("SC_CLK_TCK")
@@ -150,7 +150,8 @@ def free_port() -> int:
         return port
 
 
-def _tree(pid: int) -> list[int]:
+def tree(pid: int) -> list[int]:
+    """`pid` and its living descendants."""
     found = [pid]
     for member in found:
         for children in (PROC / str(member) / "task").glob("*/children"):

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from configs.routing import RoutingWishes
 from configs.settings import NAME_PATTERN, SettingsError, one_line
 from configs.training import TrainingPreset
 
@@ -39,10 +40,8 @@ class Recognition(BaseModel):
         return terms
 
 
-class Routing(BaseModel):
-    """What the router assumes about an agent until there are cases."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class Routing(RoutingWishes):
+    """What the router assumes about an agent until there are cases, and how it chooses for it."""
 
     adapter_lift: float = Field(
         0.7, ge=0, le=1, description="share of the base model's failures on this agent's tasks that its adapter mends"
@@ -52,6 +51,12 @@ class Routing(BaseModel):
         ge=0,
         le=1,
         description="from this difficulty on, tasks left to a base go to the strongest; default: by utility",
+    )
+    strong_share: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="share of this agent's calls that the strongest tier answers; default: the settings'",
     )
 
 

@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
+from configs.routing import RoutingSettings
 from configs.training import TrainingSettings
 
 ENV_PREFIX = "LORADOCK_"
@@ -71,8 +72,17 @@ class EngineSettings(BaseModel):
     api_key_env: str | None = Field(None, description="environment variable that holds the upstream's key")
     slots: int | None = Field(None, ge=1, le=4096, description="adapters resident at once; default: the profile's")
     max_lora_rank: int | None = Field(None, description="largest rank accepted; default: the profile's")
+    host_bytes: int | None = Field(
+        None, ge=0, description="host memory for adapters that are in no slot; default: the profile's"
+    )
+    prepared_bytes: int | None = Field(
+        None, ge=0, description="disk for adapters in the engine's own layout; default: the profile's"
+    )
     args: dict[str, Any] = Field(default_factory=dict, description="further vLLM arguments, as in its CLI, `_` or `-`")
     cost_per_mtok: float = Field(0.0, ge=0, description="USD per million tokens, for the router's utility")
+    tokens_per_s: float | None = Field(
+        None, gt=0, description="output tokens of one answer in a second, for the router's expected wait"
+    )
 
     @field_validator("max_lora_rank")
     @classmethod
@@ -134,6 +144,7 @@ class Settings(BaseSettings):
     api_keys_file: Path | None = Field(None, description="TOML file of hashed API keys; default: `home`/api_keys.toml")
     agents_dir: Path | None = Field(None, description="folder of further agent presets (YAML)")
     demo: bool = Field(True, description="register the demo adapters when the embedded base is served")
+    routing: RoutingSettings = Field(RoutingSettings(), description="choice and learning of routes; see its own keys")
     training: TrainingSettings = Field(TrainingSettings(), description="CaseBank, training and gate; see its own keys")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="verbosity of the log")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -22,6 +22,11 @@ def resolve_agent(name: str, known: Container[str]) -> str | None:
 
 class AgentRecogniser(Protocol):
     """Anything that tells the agent of a task. Called in the request path: no I/O, never raises."""
+
+    @property
+    def agents(self) -> Sequence[str]:
+        """The agents that it can tell."""
+        ...
 
     def recognise(self, text: str) -> tuple[str | None, float]:
         """Tell agent and confidence in [0, 1]; agent None where out of scope, with the best agent's confidence."""
@@ -66,6 +71,11 @@ class KeywordRecogniser:
         # of the terms that begin with a word, longest first; a look-up a length costs less than a comparison a term
         self._lengths = {word: sorted(each, reverse=True) for word, each in lengths.items()}
 
+    @property
+    def agents(self) -> Sequence[str]:
+        """Those of the presets."""
+        return self._agents
+
     def recognise(self, text: str) -> tuple[str | None, float]:
         """See the class."""
         words = tokens(text)
@@ -93,6 +103,32 @@ class KeywordRecogniser:
         margin = best - second
         confidence = margin / (margin + self.SLACK + len(words) / self.WORDS_A_TERM)
         return (self._agents[winner] if confidence >= self.THRESHOLD else None), confidence
+
+
+class RecogniserBeside:
+    """A learned recogniser, and another for the agents that the learned one has never seen tasks of."""
+
+    def __init__(self, learned: AgentRecogniser, other: AgentRecogniser) -> None:
+        self._learned = learned
+        self._other = other
+        self._known = frozenset(learned.agents)
+
+    @property
+    def agents(self) -> Sequence[str]:
+        """Those of both."""
+        return [*self._learned.agents, *(agent for agent in self._other.agents if self._is_new(agent))]
+
+    def recognise(self, text: str) -> tuple[str | None, float]:
+        """Ask the learned one, and where it knows none, the other."""
+        agent, confidence = self._learned.recognise(text)
+        if agent is None:
+            other, sure = self._other.recognise(text)
+            if other is not None and self._is_new(other):
+                return other, sure
+        return agent, confidence
+
+    def _is_new(self, agent: str) -> bool:
+        return resolve_agent(agent, self._known) is None
 
 
 def _forms(term: tuple[str, ...]) -> list[tuple[str, ...]]:

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 from adapters_registry.model import AdapterVersion
 from router.features import Features
+from router.share import ShareCall
+from router.utility import Terms
 
 
 class Reason(StrEnum):
@@ -25,12 +27,29 @@ class Reason(StrEnum):
     """no agent was named and none recognised: a base answers"""
     TIER = "tier"
     """a base promised more for its price than the agent's adapter"""
+    BUDGET = "budget"
+    """what would have answered is expected to cost more than the budget: the best within it answers, or the cheapest"""
     SESSION = "session"
     """the session goes on as it began, where this task alone would have gone to something weaker"""
     ENGINE_DOWN = "engine_down"
-    """the engine of the agent's adapter has failed or is not configured: another base answers"""
+    """the engine of the agent's adapter, or of the session's tier, has failed or is not configured: another answers"""
     COLD_FALLBACK = "cold_fallback"
     """the adapter was not resident in time: its base answers; set by who waited, not by the router"""
+
+
+REASONS: dict[Reason, str] = {
+    Reason.EXPLICIT: "the client named it",
+    Reason.CHAMPION: "the agent's champion",
+    Reason.CANARY: "the session is one of those that try out the agent's challenger",
+    Reason.NO_ADAPTER: "the agent has no adapter",
+    Reason.OUT_OF_SCOPE: "no agent was named or recognised",
+    Reason.TIER: "a base promises more than the agent's adapter",
+    Reason.BUDGET: "what would have answered is over the budget",
+    Reason.SESSION: "the session goes on as it began",
+    Reason.ENGINE_DOWN: "the engine that would have answered is down",
+    Reason.COLD_FALLBACK: "the adapter was not resident in time",
+}
+"""for people"""
 
 
 class UnknownModel(LookupError):
@@ -43,15 +62,23 @@ class UnknownModel(LookupError):
 
 
 class Candidate(NamedTuple):
-    """One choice as it was weighed. `cost` is the tier's `RouterSnapshot.prices`, `wait_s` the expected wait."""
+    """One choice as it was weighed.
+
+    `strength` is the tier's rank in [0, 1]; `cost` its relative price (`RouterSnapshot.prices`) and `cost_usd` what the
+    request is expected to cost; `wait_s` the expected wait, for an adapter, a prompt to read again, the answer; `cases`
+    how many cases have corrected the probability.
+    """
 
     base: str
     adapter: AdapterVersion | None
     tier: str
+    strength: float
     probability: float
     cost: float
+    cost_usd: float
     wait_s: float
     utility: float
+    cases: int
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON."""
@@ -61,18 +88,21 @@ class Candidate(NamedTuple):
             "tier": self.tier,
             "probability": round(self.probability, 4),
             "cost": round(self.cost, 4),
+            "cost_usd": round(self.cost_usd, 8),
             "wait_s": round(self.wait_s, 3),
             "utility": round(self.utility, 4),
+            "cases": self.cases,
         }
 
 
 @dataclass(frozen=True, slots=True)
 class SessionRoute:
-    """What is remembered of a session: where its last routed task went."""
+    """What is remembered of a session: where its last routed task went, and how long its prompt was, in characters."""
 
     agent: str | None
     tier: str
     adapted: bool
+    prompt_chars: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +110,8 @@ class Decision:
     """Where a task goes.
 
     `base` is the public name of the base model and `tier` the name of its engine; with an `adapter`, they are the
-    adapter's. `confidence` is 1 where the agent was named, the recogniser's otherwise. `candidates` is empty for
-    explicit routes.
+    adapter's. `confidence` is 1 where the agent was named, the recogniser's otherwise. `candidates` is empty and
+    `terms` None for explicit routes. `router` is the version that decided.
     """
 
     model: str
@@ -93,16 +123,15 @@ class Decision:
     reason: Reason
     confidence: float
     features: Features
+    router: str
     candidates: tuple[Candidate, ...] = ()
+    terms: Terms | None = None
     exact_version: bool = False
     """whether the client pinned a version by its digest, and wants that or an error"""
-
-    @property
-    def session_route(self) -> SessionRoute | None:
-        """What to remember for the session; None for explicit routes, which leave a session as it was."""
-        if self.reason is Reason.EXPLICIT:
-            return None
-        return SessionRoute(self.agent, self.tier, self.adapter is not None)
+    session_route: SessionRoute | None = None
+    """what to remember for the session; None for explicit routes, which leave it as it was"""
+    share: ShareCall | None = None
+    """this call in the strongest tier's share, where one is held"""
 
     def to_dict(self) -> dict[str, Any]:
         """Explain the decision as JSON, as `/v1/route` and `loradock route` show it."""
@@ -114,7 +143,20 @@ class Decision:
             "tier": self.tier,
             "difficulty": round(self.difficulty, 4),
             "reason": self.reason.value,
+            "reason_text": REASONS[self.reason],
             "confidence": round(self.confidence, 4),
+            "router": self.router,
+            "terms": self.terms._asdict() if self.terms else None,
+            "share": _share(self.share) if self.share else None,
             "candidates": [candidate.to_dict() for candidate in self.candidates],
             "features": {name: round(value, 4) for name, value in self.features._asdict().items()},
         }
+
+
+def _share(call: ShareCall) -> dict[str, Any]:
+    return {
+        "target": call.target,
+        "gain": round(call.gain, 4),
+        "threshold": round(call.threshold, 4),
+        "strong": call.is_strong,
+    }

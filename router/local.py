@@ -30,16 +30,23 @@ def route_with_adapter(
 
 
 def local_snapshot(settings: Settings | None = None) -> RouterSnapshot:
-    """Read the registry and the presets; every engine counts as up, every adapter as cold.
+    """Read the registry and the presets; every engine counts as up, every adapter as cold, nothing as learned.
 
     Raises SettingsError for wrong settings and RegistryError for a database that cannot be read.
     """
     settings = load_settings().settings if settings is None else settings
     tiers = tuple(
-        BaseTier(engine.name, engine.base_name, engine.cost_per_mtok, slots=0 if engine.kind == "openai" else 1)
+        BaseTier(
+            engine.name,
+            engine.base_name,
+            engine.cost_per_mtok,
+            slots=0 if engine.kind == "openai" else 1,
+            tokens_per_s=engine.tokens_per_s,
+        )
         for engine in settings.resolved_engines
     )
-    return RouterSnapshot(_registered(settings), tiers, load_presets(settings.agents_dir))
+    presets = load_presets(settings.agents_dir)
+    return RouterSnapshot(_registered(settings), tiers, presets, routing=settings.routing)
 
 
 def _registered(settings: Settings) -> RegistrySnapshot:

@@ -1,31 +1,39 @@
-"""How likely a candidate is to do a task well: the interface, and the documented prior that decides without cases."""
+"""How likely each tier, and an adapter on it, is to do a task well: the interface, the prior, and what was learned."""
 
 from __future__ import annotations
 
 from typing import NamedTuple, Protocol
 
-from adapters_registry.model import AdapterVersion
+from router.difficulty import DifficultyEstimator
 from router.features import Features
-from router.snapshot import BaseTier
+from router.learned import OutcomeEstimator
+
+CEILING = 0.97
+"""success probability that an adapter lifts its base towards"""
 
 
-class Option(NamedTuple):
-    """What could answer: a tier alone, or with an adapter of the task's agent.
+class Outlook(NamedTuple):
+    """One task's difficulty in [0, 1], and the success probabilities of the weakest and the strongest tier."""
 
-    `strength` is the tier's rank in [0, 1], `lift` the share of the base's failures that the adapter is taken to mend.
-    """
+    difficulty: float
+    weak: float
+    strong: float
 
-    tier: BaseTier
-    adapter: AdapterVersion | None
-    strength: float
-    lift: float
+    def base(self, strength: float) -> float:
+        """P(success) of the tier of that rank in [0, 1]: on the line between the weakest and the strongest."""
+        return self.weak + strength * (self.strong - self.weak)
+
+    def adapter(self, strength: float, lift: float) -> float:
+        """P(success) of an adapter that mends `lift` of its base's failures; it is never taken to do harm."""
+        base = self.base(strength)
+        return base + lift * max(CEILING - base, 0.0)
 
 
 class SuccessModel(Protocol):
-    """Anything that predicts success. Called in the request path, once a candidate: no I/O, never raises."""
+    """Anything that predicts success. Called in the request path, once a task: no I/O, never raises."""
 
-    def probability(self, option: Option, difficulty: float, features: Features) -> float:
-        """P(success) in [0, 1]."""
+    def outlook(self, features: Features, text: str) -> Outlook:
+        """Predict; `text` is the excerpt that `features` were taken from."""
         ...
 
 
@@ -33,18 +41,30 @@ class PriorSuccess:
     """Beliefs before evidence.
 
     A base does an easy task nearly always (0.95, whatever its tier) and the hardest one rarely (0.30 on the weakest
-    tier, 0.75 on the strongest), linearly between. An adapter mends `lift` of its base's failures on its agent's tasks,
-    up to 0.97. With the default lift of 0.7 it is ahead of every base at every difficulty.
+    tier, 0.75 on the strongest), linearly between. With the default lift of 0.7, an adapter is ahead of every base at
+    every difficulty.
     """
 
     EASY = 0.95
     WEAK_LOSS = 0.65
-    STRONG_GAIN = 0.45
-    CEILING = 0.97
+    STRONG_LOSS = 0.2
 
-    def probability(self, option: Option, difficulty: float, features: Features) -> float:
+    def __init__(self, difficulty: DifficultyEstimator) -> None:
+        self._difficulty = difficulty
+
+    def outlook(self, features: Features, text: str) -> Outlook:
         """See the class."""
-        base = self.EASY - difficulty * (self.WEAK_LOSS - self.STRONG_GAIN * option.strength)
-        if option.adapter is None:
-            return base
-        return base + option.lift * (self.CEILING - base)
+        difficulty = self._difficulty.estimate(features, text)
+        return Outlook(difficulty, self.EASY - difficulty * self.WEAK_LOSS, self.EASY - difficulty * self.STRONG_LOSS)
+
+
+class LearnedSuccess:
+    """Outcomes as a fitted estimator has them; difficulty is the probability that the weakest tier fails."""
+
+    def __init__(self, outcomes: OutcomeEstimator) -> None:
+        self._outcomes = outcomes
+
+    def outlook(self, features: Features, text: str) -> Outlook:
+        """See the class."""
+        weak, strong = self._outcomes.outcomes(features, text)
+        return Outlook(1.0 - weak, weak, strong)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from router.features import excerpt
+from router.utility import CHARS_PER_TOKEN, NO_WISHES, Wishes
 
 _SYSTEM_ROLES = frozenset({"system", "developer"})
 _DIGEST_BYTES = 16
@@ -18,13 +19,15 @@ class Task:
     """One request, as routing sees it.
 
     `text` is an excerpt of the last user turn, bounded by `features.MAX_CHARS`; `chars` is the length of the whole.
-    `agent` is the hint of a header or of metadata. `owner` is whoever the session belongs to (an API key's id):
-    sessions of two owners never meet.
+    `prompt_chars` is the length of all messages. `agent` is the hint of a header or of metadata. `owner` is whoever
+    the session belongs to (an API key's id): sessions of two owners never meet. `wishes` are the request's and its
+    key's, `max_tokens` its limit of the answer.
     """
 
     model: str
     text: str
     chars: int
+    prompt_chars: int = 0
     turns: int = 1
     media: int = 0
     has_tools: bool = False
@@ -34,6 +37,10 @@ class Task:
     session_given: bool = False
     """whether the client named the session; otherwise it is a hash of the first messages"""
     owner: str = ""
+    continues: bool = False
+    """whether the conversation has begun before: a second turn, or an answer or a tool's result among the messages"""
+    wishes: Wishes = NO_WISHES
+    max_tokens: int | None = None
 
     @property
     def session_key(self) -> tuple[str, str]:
@@ -51,6 +58,8 @@ class Task:
         agent: str | None = None,
         session: str | None = None,
         owner: str = "",
+        wishes: Wishes = NO_WISHES,
+        max_tokens: int | None = None,
     ) -> Task:
         """From chat messages, or from the `input` (and `instructions`) of the Responses API.
 
@@ -62,19 +71,28 @@ class Task:
         system = instructions or ""
         first = last = ""
         turns = media = 0
+        chars = len(system)
+        continues = False
         for message in messages:
-            role = message.get("role") if isinstance(message, Mapping) else None
+            if not isinstance(message, Mapping):
+                continue
+            role = message.get("role")
+            said, others = _content(message.get("content"))
+            chars += len(said)
             if role == "user":
-                last, others = _content(message.get("content"))
+                last = said
                 media += others
                 turns += 1
                 first = first if turns > 1 else last
-            elif role in _SYSTEM_ROLES and not turns:
-                system += _content(message.get("content"))[0]
+            elif role in _SYSTEM_ROLES:
+                system += "" if turns else said
+            else:
+                continues = True
         return cls(
             model=model,
             text=excerpt(last),
             chars=len(last),
+            prompt_chars=chars,
             turns=max(turns, 1),
             media=media,
             has_tools=has_tools,
@@ -83,6 +101,9 @@ class Task:
             session=session or _fingerprint(system, first),
             session_given=bool(session),
             owner=owner,
+            continues=continues or turns > 1,
+            wishes=wishes,
+            max_tokens=max_tokens,
         )
 
     @classmethod
@@ -94,17 +115,22 @@ class Task:
         agent: str | None = None,
         session: str | None = None,
         owner: str = "",
+        wishes: Wishes = NO_WISHES,
+        max_tokens: int | None = None,
     ) -> Task:
         """From the `prompt` of a completion or the `input` of an embedding: text, token ids, or a list of either."""
         text, ids = (prompt, 0) if isinstance(prompt, str) else _first_prompt(prompt)
         return cls(
             model=model,
             text=excerpt(text),
-            chars=len(text) + 4 * ids,
+            chars=len(text) + CHARS_PER_TOKEN * ids,
+            prompt_chars=len(text) + CHARS_PER_TOKEN * ids,
             agent=agent,
             session=session or _fingerprint("", text),
             session_given=bool(session),
             owner=owner,
+            wishes=wishes,
+            max_tokens=max_tokens,
         )
 
 

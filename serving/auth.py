@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
+import json
 import logging
 import os
 import secrets
@@ -20,7 +21,9 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from configs.routing import RoutingWishes
 from configs.settings import NAME_PATTERN, Settings, SettingsError
+from router import NO_WISHES, Wishes
 from serving.errors import Forbidden, Unauthorized
 
 log = logging.getLogger(__name__)
@@ -36,6 +39,7 @@ class _StoredKey(BaseModel):
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     admin: bool = False
     record: bool = True
+    routing: RoutingWishes = RoutingWishes()
 
 
 class _KeysFile(BaseModel):
@@ -48,12 +52,13 @@ class _KeysFile(BaseModel):
 class Caller:
     """Who sends a request: the key's name, or `local` where no keys are configured.
 
-    Requests of a caller with `record` false become no cases.
+    Requests of a caller with `record` false become no cases. `wishes` hold for all routes of the caller.
     """
 
     name: str
     admin: bool
     record: bool = True
+    wishes: Wishes = NO_WISHES
 
 
 LOCAL = Caller("local", admin=True)
@@ -114,7 +119,9 @@ class KeyRing:
 
     def _load(self) -> None:
         self._stamp = _stamp(self._path)
-        self._callers = {key.sha256: Caller(key.name, key.admin, key.record) for key in _read(self._path).keys}
+        self._callers = {
+            key.sha256: Caller(key.name, key.admin, key.record, _wishes(key)) for key in _read(self._path).keys
+        }
         self._required = self._required or bool(self._callers)
 
 
@@ -142,13 +149,14 @@ def check_binding(settings: Settings, keys: KeyRing) -> None:
         )
 
 
-def add_key(path: Path, name: str, *, admin: bool, record: bool = True) -> str:
+def add_key(path: Path, name: str, *, admin: bool, record: bool = True, routing: RoutingWishes | None = None) -> str:
     """Create a key called `name`, store its hash in `path`, and return the key, which is not kept anywhere."""
     stored = _read(path).keys
     if any(key.name == name for key in stored):
         raise SettingsError(f"a key named '{name}' exists already")
     token = KEY_PREFIX + secrets.token_urlsafe(32)
-    _write(path, (*stored, _validated(name, token, admin, record)))
+    key = _validated(name, token, admin, record).model_copy(update={"routing": routing or RoutingWishes()})
+    _write(path, (*stored, key))
     return token
 
 
@@ -162,6 +170,10 @@ def remove_key(path: Path, name: str) -> None:
         # An empty file would open every route again to whoever reaches the port.
         raise SettingsError(f"'{name}' is the last key; add another first, or delete {path} and restart to need none")
     _write(path, kept)
+
+
+def _wishes(key: _StoredKey) -> Wishes:
+    return NO_WISHES if key.routing == RoutingWishes() else Wishes.of(key.routing)
 
 
 def _is_of_this_machine(origin: str) -> bool:
@@ -206,6 +218,8 @@ def _write(path: Path, keys: tuple[_StoredKey, ...]) -> None:
     for key in keys:
         text += f'\n[[keys]]\nname = "{key.name}"\nsha256 = "{key.sha256}"\nadmin = {str(key.admin).lower()}\n'
         text += "" if key.record else "record = false\n"
+        wishes = [f"{name} = {json.dumps(value)}" for name, value in key.routing if value is not None]
+        text += f"routing = {{ {', '.join(wishes)} }}\n" if wishes else ""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "w") as stream:

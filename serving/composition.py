@@ -29,6 +29,7 @@ from training.dataset import purge
 from training.jobs import JobStore
 from training.jobs.files import FileStore
 from training.jobs.service import TrainingService
+from training.routing import LearntSource
 
 log = logging.getLogger(__name__)
 
@@ -86,6 +87,7 @@ def _gateway(
         metrics=metrics,
         recorder=Recorder(OutcomeSink(bank) if settings.training.record else None, on_drop=metrics.drops.inc),
         router=Router.from_presets(presets),
+        learning=LearntSource(database, settings.home, presets, settings.routing),
         training=compose_service(settings, database),
         cases=CaseService(bank, deleted=partial(purge, database, settings.home)),
     )

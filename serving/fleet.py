@@ -113,8 +113,11 @@ class LocalFleet:
 
     def adopt(self, registered: RegistrySnapshot) -> None:
         """See `Fleet.adopt`."""
-        self._registered = registered
+        known, self._registered = self._registered, registered
         for base, residency in self._residencies.items():
+            if known.revision >= 0 and residency.engine.status.state is EngineState.READY:
+                new = registered.versions.keys() - known.versions.keys()
+                residency.prepare(registered.versions[name] for name in new if registered.versions[name].base == base)
             residency.sync(version for version in registered.versions.values() if version.base == base)
             self._prefetch_serving(residency)
 

@@ -37,6 +37,7 @@ from training.jobs.parts import Base, Parts
 from training.jobs.pipeline import Pipeline, Rules
 from training.jobs.triggers import TriggerRules, Triggers
 from training.jobs.worker import Pace, Worker
+from training.routing import RouterKeeper
 
 log = logging.getLogger(__name__)
 
@@ -105,10 +106,19 @@ def run_worker(settings: Settings, endpoint: Endpoint, ended: Callable[[], objec
         CaseBank.from_settings(database, training), training.retention_days, partial(purge, database, settings.home)
     )
     keeper.start()
+    router_keeper = RouterKeeper(
+        database,
+        settings.home,
+        load_presets(settings.agents_dir),
+        tuple(engine.base_name for engine in engines),
+        settings.routing,
+    )
+    router_keeper.start()
     log.info("training worker %s asks %s", os.getpid(), endpoint.url)
     try:
         worker.run()
     finally:
+        router_keeper.stop()
         keeper.stop()
         database.close()
 

@@ -75,6 +75,13 @@ class Metrics:
         self._evictions = Gauge(
             "loradock_adapter_evictions", "Evictions", ["engine"], registry=registry, multiprocess_mode="livemax"
         )
+        self._longest_wait = Gauge(
+            "loradock_adapter_longest_wait_seconds",
+            "Longest load, from asking to ready",
+            ["engine"],
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
         self._engine_up = Gauge(
             "loradock_engine_up", "1 when ready", ["engine", "base"], registry=registry, multiprocess_mode="livemax"
         )
@@ -137,3 +144,4 @@ class Metrics:
         self._slots.labels(name, "used").set(len(resident))
         self._slots.labels(name, "pinned").set(sum(entry.pinned for entry in resident))
         self._evictions.labels(name).set(residency.evictions)
+        self._longest_wait.labels(name).set(residency.longest_wait_s)

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from router import Learnt
+
 Document = dict[str, Any]
 
 
@@ -114,6 +116,18 @@ class Cases(Protocol):
 
     def delete_cases(self, *, case_id: str | None = None, user: str | None = None, session: str | None = None) -> int:
         """Remove the cases that fulfil all that is given; how many."""
+        ...
+
+
+class RouterLearning(Protocol):
+    """What was learned for the router. Methods wait for the database and the disk, so they are called in threads."""
+
+    def revision(self) -> int:
+        """Count of the changes; a single look-up."""
+        ...
+
+    def read(self) -> Learnt:
+        """All of it, as it is now."""
         ...
 
 

@@ -31,6 +31,7 @@ COMMANDS = {
     "keys": ("keys", "Manage API keys. A running server heeds changes within seconds."),
     "config": ("config", "Show, create and check settings."),
     "train": ("train", "Plan, run and follow training jobs."),
+    "router": ("router", "Fit the router's estimators, measure them, choose the version."),
 }
 """Module and first line of help of each command. A group's module has `build`, another one the command by its name."""
 

@@ -38,16 +38,20 @@ def route(
 
 def _print(out: Output, decision: dict[str, Any]) -> None:
     chosen = decision["adapter"] or decision["base"]
-    out.fields(
-        (
-            ("answers", Text(chosen, style=f"bold {GOOD}")),
-            ("reason", decision["reason"]),
-            ("agent", decision["agent"]),
-            ("confidence", decision["confidence"]),
-            ("difficulty", _gauge(decision["difficulty"])),
-            ("base", f"{decision['base']} (engine {decision['tier']})"),
-        )
-    )
+    agent = decision["agent"] and f"{decision['agent']} (confidence {decision['confidence']:.2f})"
+    pairs: list[tuple[str, Any]] = [
+        ("answers", Text(chosen, style=f"bold {GOOD}")),
+        ("reason", f"{decision['reason']}: {decision['reason_text']}"),
+        ("agent", agent),
+        ("difficulty", _gauge(decision["difficulty"])),
+        ("base", f"{decision['base']} (engine {decision['tier']})"),
+        ("router", "the rules" if decision["router"] == "rules" else f"version {decision['router']}"),
+    ]
+    if decision["terms"]:
+        pairs.append(("utility", _formula(decision["terms"])))
+    if decision["share"]:
+        pairs.append(("strong share", _share(decision["share"])))
+    out.fields(pairs)
     if decision["candidates"]:
         rows = [
             (
@@ -55,16 +59,28 @@ def _print(out: Output, decision: dict[str, Any]) -> None:
                 each["adapter"] or each["base"],
                 each["tier"],
                 each["probability"],
-                each["cost"],
-                each["wait_s"],
-                each["utility"],
+                each["cases"] or None,
+                f"{each['cost']:.3f}",
+                f"{each['cost_usd']:.6f}",
+                f"{each['wait_s']:.2f}",
+                f"{each['utility']:.3f}",
             )
             for each in sorted(decision["candidates"], key=lambda each: -each["utility"])
         ]
         out.gap()
-        out.table(("", "candidate", "engine", ">P(success)", ">cost", ">wait s", ">utility"), rows)
+        out.table(("", "candidate", "engine", ">P(success)", ">cases", ">price", ">USD", ">wait s", ">utility"), rows)
     present = [f"{name} {value:g}" for name, value in decision["features"].items() if value]
     out.line(f"features: {', '.join(present) or 'none'}", FAINT)
+
+
+def _formula(terms: dict[str, Any]) -> str:
+    budget = "" if terms["max_cost"] is None else f"; at most {terms['max_cost']:g} USD"
+    return f"{terms['quality']}: P - {terms['cost_weight']:g} price - {terms['wait_weight']:g} wait{budget}"
+
+
+def _share(share: dict[str, Any]) -> str:
+    than = "over" if share["gain"] > share["threshold"] else "not over"
+    return f"{share['target']:.0%} wanted: gain {share['gain']:.3f}, {than} the threshold {share['threshold']:.3f}"
 
 
 def _mark(candidate: dict[str, Any], decision: dict[str, Any]) -> Text:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from adapters_registry.model import RegistrySnapshot
     from serving.engine.base import Engine, EngineStatus
 
-NOT_FLAGS = frozenset({"engines", "training"})
+NOT_FLAGS = frozenset({"engines", "routing", "training"})
 """settings that are tables: for the file or the environment"""
 
 

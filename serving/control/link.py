@@ -54,6 +54,7 @@ class LinkedEngine:
         self.name = view.name
         self.base_name = view.base_name
         self.cost_per_mtok = view.cost_per_mtok
+        self.tokens_per_s = view.tokens_per_s
 
     @property
     def upstream_model(self) -> str:

@@ -170,6 +170,7 @@ class ControlServer:
                 base_name=engine.base_name,
                 upstream_model=engine.upstream_model,
                 cost_per_mtok=engine.cost_per_mtok,
+                tokens_per_s=engine.tokens_per_s,
                 slots=engine.slots,
                 max_lora_rank=engine.max_lora_rank,
                 max_context=engine.max_context,

@@ -71,6 +71,7 @@ class EngineView(Message, frozen=True):
     base_name: str
     upstream_model: str
     cost_per_mtok: float
+    tokens_per_s: float | None
     slots: int
     max_lora_rank: int
     max_context: int | None

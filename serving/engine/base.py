@@ -79,6 +79,11 @@ class Answering(Protocol):
         ...
 
     @property
+    def tokens_per_s(self) -> float | None:
+        """Output tokens of one answer in a second, where the settings tell."""
+        ...
+
+    @property
     def slots(self) -> int:
         """Adapters resident at once; 0 where the engine takes none."""
         ...
@@ -138,6 +143,17 @@ class Engine(Answering, Protocol):
 
     def on_change(self, callback: Callable[[EngineStatus], None]) -> None:
         """Call `callback` in the event loop at every change of state or generation."""
+        ...
+
+    async def prepare(self, adapter: AdapterVersion) -> None:
+        """Do what can be done long before a load, where the engine can; returns at once. Raises EngineUnavailable."""
+        ...
+
+    async def stage(self, adapter: AdapterVersion) -> None:
+        """Bring `adapter` near, soon before a load; an engine that does so by itself returns at once.
+
+        Raises AdapterLoadFailed or EngineUnavailable.
+        """
         ...
 
     async def load(self, adapter: AdapterVersion) -> None:

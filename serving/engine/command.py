@@ -11,14 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from configs.profiles import EngineProfile
 from configs.settings import EMBEDDED, EngineSettings, SettingsError
+from serving.engine.worker.protocol import StagingPlan
 
 OURS = frozenset(
     {
         "model", "model_tag", "served_model_name", "uds", "host", "port", "root_path", "api_key", "config",
         "middleware", "ssl_keyfile", "ssl_certfile", "ssl_ca_certs", "enable_lora", "lora_modules", "max_loras",
-        "max_cpu_loras", "max_lora_rank", "api_server_count", "headless", "grpc",
+        "max_cpu_loras", "max_lora_rank", "worker_extension_cls", "api_server_count", "headless", "grpc",
     }
 )  # fmt: skip
 """arguments that settings of their own decide, or that residency relies on"""
@@ -27,6 +30,7 @@ DROPPED = ("VLLM_API_KEY", "VLLM_ALLOW_RUNTIME_LORA_UPDATING", "VLLM_LORA_RESOLV
 """variables that would open the engine's own way of loading adapters, or lock us out"""
 
 SERVER_KEEPALIVE_S = 600
+EXTENSION = "serving.engine.worker.extension.StagingExtension"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +42,26 @@ class Command:
 
 
 def build_command(
-    settings: EngineSettings, profile: EngineProfile, model: str, run_dir: Path, environ: Mapping[str, str]
+    settings: EngineSettings,
+    profile: EngineProfile,
+    model: str,
+    run_dir: Path,
+    environ: Mapping[str, str],
+    *,
+    prepared: Path,
 ) -> Command:
-    """The command for one start whose socket and temporary files lie in `run_dir`."""
-    worker = ("serving.engine.worker", str(run_dir), "preload" if profile.preload else "-")
+    """The command for one start whose socket and temporary files lie in `run_dir`; `prepared` outlives it."""
+    plan = msgspec.json.encode(staging_plan(settings, profile, run_dir, prepared)).decode()
+    worker = ("serving.engine.worker", str(run_dir), "preload" if profile.preload else "-", plan)
     arguments = render(vllm_arguments(settings, profile, model, run_dir))
     return Command((sys.executable, "-P", "-m", *worker, *arguments), environment(profile, model, run_dir, environ))
+
+
+def staging_plan(settings: EngineSettings, profile: EngineProfile, run_dir: Path, prepared: Path) -> StagingPlan:
+    """What the engine's process may keep of adapters; the settings go before the profile."""
+    host = profile.host_bytes if settings.host_bytes is None else settings.host_bytes
+    disk = profile.prepared_bytes if settings.prepared_bytes is None else settings.prepared_bytes
+    return StagingPlan(str(prepared), host, disk, profile.spare_slots, str(run_dir / "notices.sock"))
 
 
 def vllm_arguments(settings: EngineSettings, profile: EngineProfile, model: str, run_dir: Path) -> dict[str, Any]:
@@ -52,7 +70,7 @@ def vllm_arguments(settings: EngineSettings, profile: EngineProfile, model: str,
     As many adapters fit the CPU's cache as the engine's slots: one that vLLM had evicted by itself would be read again
     inside a step, with every stream waiting.
     """
-    slots = settings.slots or profile.slots
+    slots = (settings.slots or profile.slots) + profile.spare_slots
     return {
         "model": model,
         "served_model_name": settings.base_name,
@@ -60,6 +78,7 @@ def vllm_arguments(settings: EngineSettings, profile: EngineProfile, model: str,
         "enable_lora": True,
         "max_loras": slots,
         "max_cpu_loras": slots,
+        "worker_extension_cls": EXTENSION,
         "max_lora_rank": settings.max_lora_rank or profile.max_lora_rank,
         "enable_prefix_caching": True,
         "enable_prompt_tokens_details": True,

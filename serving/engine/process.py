@@ -79,10 +79,12 @@ class VllmEngine:
         self.upstream_model = settings.base_name
         self.base_aliases = model.aliases
         self.cost_per_mtok = settings.cost_per_mtok
+        self.tokens_per_s = settings.tokens_per_s
         self.slots = settings.slots or profile.slots
         self.max_lora_rank = settings.max_lora_rank or profile.max_lora_rank
         self.max_context: int | None = None
         self.log_path = home / "logs" / f"engine-{settings.name}.log"
+        self._prepared = home / "prepared"
         self._settings = settings
         self._profile = profile
         self._model = model
@@ -136,10 +138,23 @@ class VllmEngine:
 
     async def load(self, adapter: AdapterVersion) -> None:
         """Load `adapter` into a slot. Raises AdapterLoadFailed or EngineUnavailable."""
-        request = {"name": adapter.engine_name, "id": adapter.engine_id, "path": str(adapter.path)}
+        request = {
+            "name": adapter.engine_name,
+            "id": adapter.engine_id,
+            "path": str(adapter.path),
+            "digest": adapter.digest,
+        }
         status, answer = await self._post(protocol.LOAD_PATH, request)
         if status != 200:
             raise AdapterLoadFailed(f"adapter {adapter.engine_name} cannot be loaded: {refusal(answer)}")
+
+    async def prepare(self, adapter: AdapterVersion) -> None:
+        """Have `adapter` written to disk in the engine's own layout, by and by. Raises EngineUnavailable."""
+        await self._prefetch(adapter, keep=False)
+
+    async def stage(self, adapter: AdapterVersion) -> None:
+        """Have `adapter` brought into host memory, by and by. Raises EngineUnavailable."""
+        await self._prefetch(adapter, keep=True)
 
     async def unload(self, engine_name: str, engine_id: int) -> None:
         """Free the adapter's slot once no request uses it. Raises EngineUnavailable."""
@@ -157,6 +172,10 @@ class VllmEngine:
         if self._board.state is not EngineState.READY:
             return b""
         return await self.transport.fetch_metrics()
+
+    async def _prefetch(self, adapter: AdapterVersion, *, keep: bool) -> None:
+        request = {"name": adapter.engine_name, "path": str(adapter.path), "digest": adapter.digest, "keep": keep}
+        await self._post(protocol.PREFETCH_PATH, request)
 
     async def _post(self, path: str, content: Mapping[str, object]) -> tuple[int, bytes]:
         self._board.check_ready()
@@ -183,7 +202,14 @@ class VllmEngine:
         run_dir = make_run_dir()
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
         rotate(self.log_path)
-        command = build_command(self._settings, self._profile, self._model.argument, run_dir, self._environ)
+        command = build_command(
+            self._settings,
+            self._profile,
+            self._model.argument,
+            run_dir,
+            self._environ,
+            prepared=self._prepared.absolute(),
+        )
         await self.transport.move(str(socket_path(run_dir)))
         child = await EngineProcess.spawn(command, run_dir, self.log_path)
         try:

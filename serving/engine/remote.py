@@ -28,6 +28,7 @@ STALE_KEEPALIVE_S = 4.0
 """under the five seconds after which a stock vLLM closes an idle connection"""
 DEFAULT_SLOTS = 8
 DEFAULT_MAX_RANK = 64
+READ_BYTES = 1 << 20
 RUNTIME_UPDATING = "VLLM_ALLOW_RUNTIME_LORA_UPDATING"
 
 
@@ -75,6 +76,7 @@ class UrlEngine(ABC):
         self.base_aliases = unique(settings.base_name, settings.model, *settings.base_aliases)
         self.model_path: Path | None = None
         self.cost_per_mtok = settings.cost_per_mtok
+        self.tokens_per_s = settings.tokens_per_s
         self.slots = 0
         self.max_lora_rank = 0
         self.max_context: int | None = None
@@ -132,6 +134,13 @@ class UrlEngine(ABC):
             return b""
         return await self.transport.fetch_metrics()
 
+    async def prepare(self, adapter: AdapterVersion) -> None:  # noqa: B027 - what is abstract differs between the two
+        """Nothing can be done on somebody else's server."""
+
+    @abstractmethod
+    async def stage(self, adapter: AdapterVersion) -> None:
+        """See `Engine.stage`."""
+
     @abstractmethod
     async def load(self, adapter: AdapterVersion) -> None:
         """See `Engine.load`."""
@@ -183,6 +192,13 @@ class RemoteVllm(UrlEngine):
         self.base_aliases = unique(*self.base_aliases, card.id, *([card.root] if card.root else []))
         if card.root and (Path(card.root) / "config.json").is_file():
             self.model_path = Path(card.root)
+
+    async def stage(self, adapter: AdapterVersion) -> None:
+        """Read the files, so that the server finds them in the page cache, or not at all here."""
+        try:
+            await asyncio.to_thread(read_through, adapter.path)
+        except OSError as error:
+            raise AdapterLoadFailed(f"adapter {adapter.engine_name} cannot be read: {error.strerror}") from error
 
     async def load(self, adapter: AdapterVersion) -> None:
         """Load `adapter`. Raises AdapterLoadFailed or EngineUnavailable."""
@@ -241,6 +257,9 @@ class OpenAIUpstream(UrlEngine):
 
     poll_s = UPSTREAM_POLL_S
 
+    async def stage(self, adapter: AdapterVersion) -> None:
+        """Nothing is ever loaded."""
+
     async def load(self, adapter: AdapterVersion) -> None:
         """Raises AdapterLoadFailed."""
         raise AdapterLoadFailed(f"engine {self.name} is an upstream that takes no adapters")
@@ -256,6 +275,14 @@ class OpenAIUpstream(UrlEngine):
             took = time.monotonic() - began
             raise EngineUnavailable(f"answers {status} after {took:.1f} s: {decode_error(answer) or 'no reason given'}")
         return False
+
+
+def read_through(folder: Path) -> None:
+    """Read every file in `folder`. Raises OSError."""
+    for file in sorted(folder.iterdir()):
+        with file.open("rb") as stream:
+            while stream.read(READ_BYTES):
+                pass
 
 
 def key_headers(settings: EngineSettings, environ: Mapping[str, str]) -> dict[str, str]:

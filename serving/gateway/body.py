@@ -6,12 +6,14 @@ as the client wrote it, whatever field it is.
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import Any, get_args
 
 import msgspec
 from starlette.types import Message, Receive
 
-from router.task import Task
+from configs.routing import Quality
+from router import NO_WISHES, Task, Wishes
 from serving.errors import BadRequest, BodyTooLarge
 from serving.gateway.exchange import ClientGone
 
@@ -29,6 +31,13 @@ PROMPT_FIELD = {
     "/v1/embeddings": "input",
 }
 """which field of each endpoint holds the task"""
+LIMIT_FIELDS = {
+    "/v1/chat/completions": ("max_completion_tokens", "max_tokens"),
+    "/v1/completions": ("max_tokens",),
+    "/v1/responses": ("max_output_tokens",),
+}
+"""which fields of an endpoint limit the answer, the first that is there and not null counts"""
+QUALITIES: tuple[Quality, ...] = get_args(Quality)
 
 
 class ParsedBody:
@@ -86,12 +95,25 @@ class ParsedBody:
         else:
             raise BadRequest(f"'{name}' must be a string or an array", param=name, code="invalid_type")
 
-    def task(self, *, agent: str | None, session: str | None, owner: str) -> Task:
-        """What the router looks at; `agent` and `session` are the headers', which go before `metadata`'s."""
+    def task(self, *, agent: str | None, session: str | None, owner: str, wishes: Wishes = NO_WISHES) -> Task:
+        """What the router looks at; `agent` and `session` are the headers', which go before `metadata`'s.
+
+        `wishes` are the API key's. Raises BadRequest for metadata that cannot mean anything.
+        """
         agent = agent or self._metadata_text("agent")
         session = session or self._metadata_text("session_id")
+        wishes = self._wishes().over(wishes)
+        max_tokens = self._max_tokens()
         if self.prompt is not None:
-            return Task.from_prompt(self.prompt, model=self.model, agent=agent, session=session, owner=owner)
+            return Task.from_prompt(
+                self.prompt,
+                model=self.model,
+                agent=agent,
+                session=session,
+                owner=owner,
+                wishes=wishes,
+                max_tokens=max_tokens,
+            )
         instructions = self._read("instructions", str, "a string") if self.path == "/v1/responses" else None
         return Task.from_messages(
             self.messages,
@@ -101,7 +123,46 @@ class ParsedBody:
             agent=agent,
             session=session,
             owner=owner,
+            wishes=wishes,
+            max_tokens=max_tokens,
         )
+
+    def _wishes(self) -> Wishes:
+        """What `metadata` says of quality and cost. OpenAI's own are strings, so a number may come as one."""
+        if not self.metadata:
+            return NO_WISHES
+        quality = self._metadata_text("quality")
+        if quality is not None and quality not in QUALITIES:
+            raise BadRequest(
+                f"'metadata.quality' must be one of {', '.join(QUALITIES)}",
+                param="metadata.quality",
+                code="invalid_value",
+            )
+        max_cost = self._max_cost()
+        return NO_WISHES if quality is None and max_cost is None else Wishes(quality, max_cost)
+
+    def _max_cost(self) -> float | None:
+        value = self.metadata.get("max_cost")
+        if value is None:
+            return None
+        try:
+            number = math.nan if isinstance(value, bool) else float(value)
+        except (TypeError, ValueError, OverflowError):
+            number = math.nan
+        if not (number > 0 and math.isfinite(number)):
+            raise BadRequest(
+                "'metadata.max_cost' must be a number of USD above 0", param="metadata.max_cost", code="invalid_value"
+            )
+        return number
+
+    def _max_tokens(self) -> int | None:
+        """The limit of the answer; one of the wrong kind is the engine's to refuse."""
+        for name in LIMIT_FIELDS.get(self.path, ()):
+            raw = self.fields.get(name)
+            if raw is not None and (value := _decode_field(name, raw)) is not None:
+                is_limit = isinstance(value, int) and not isinstance(value, bool) and value > 0
+                return value if is_limit else None
+        return None
 
     def _metadata_text(self, name: str) -> str | None:
         value = self.metadata.get(name)

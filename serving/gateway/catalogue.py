@@ -47,6 +47,7 @@ def catalogue_router(gateway: Gateway) -> APIRouter:
             agent=text(headers.get(b"x-agent")),
             session=text(headers.get(b"x-session-id")),
             owner=request.state.caller.name,
+            wishes=request.state.caller.wishes,
         )
         return gateway.explain(task)
 

@@ -87,7 +87,10 @@ class _Exchange:
         )
         body = self._body = ParsedBody(self.path, self._raw)
         task = body.task(
-            agent=text(headers.get(b"x-agent")), session=text(headers.get(b"x-session-id")), owner=caller.name
+            agent=text(headers.get(b"x-agent")),
+            session=text(headers.get(b"x-session-id")),
+            owner=caller.name,
+            wishes=caller.wishes,
         )
         self._session = task.session
         client = WhileConnected(receive)

@@ -9,30 +9,39 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from cachetools import TTLCache
-
 from adapters_registry import AdapterRegistry, DatabaseError
 from adapters_registry.model import AdapterVersion, RegistrySnapshot
 from configs.agents import AgentPreset
 from configs.settings import Settings
-from router import BaseTier, Decision, Router, RouterSnapshot, SessionRoute, Task, UnknownModel, resolve_agent
+from router import (
+    NOTHING_LEARNT,
+    BaseTier,
+    Decision,
+    Learnt,
+    Router,
+    RouterSnapshot,
+    Task,
+    UnknownModel,
+    resolve_agent,
+)
 from serving.admission import Admission
 from serving.auth import KeyRing
 from serving.engine.base import Answering, EngineState
 from serving.errors import NotFound
 from serving.fleet import Fleet, engine_of
+from serving.gateway.memory import RoutingMemory
 from serving.metrics import Metrics
 from serving.recorder import Recorder
 from serving.residency import AdapterState
-from serving.services import Cases, Training
+from serving.services import Cases, RouterLearning, Training
 from serving.tasks import keep_running
 
 COLLECT_S = 600.0
 """How often the files of retired adapters are looked for."""
 REFRESH_S = 0.5
 """How soon a change that another process made in the registry is seen."""
-SESSION_TTL_S = 3600.0
-MAX_SESSIONS = 100_000
+LEARNT_S = 2.0
+"""how soon what was learned changes decisions"""
 
 
 class Gateway:
@@ -52,6 +61,7 @@ class Gateway:
         metrics: Metrics,
         recorder: Recorder,
         router: Router,
+        learning: RouterLearning | None = None,
         training: Training | None = None,
         cases: Cases | None = None,
     ) -> None:
@@ -63,10 +73,12 @@ class Gateway:
         self.metrics = metrics
         self.recorder = recorder
         self.router = router
+        self.learning = learning
         self.training = training
         self.cases = cases
         self.admission = Admission(settings.max_inflight, settings.max_queued, settings.queue_timeout_s)
-        self._sessions: TTLCache[tuple[str, str], SessionRoute] = TTLCache(MAX_SESSIONS, SESSION_TTL_S)
+        self._memory = RoutingMemory()
+        self._learnt = NOTHING_LEARNT
         self._registered = RegistrySnapshot(revision=-1)
         self._snapshot: RouterSnapshot | None = None
         self._refresher: asyncio.Task[None] | None = None
@@ -80,6 +92,7 @@ class Gateway:
         await self.fleet.start()
         self.recorder.start()
         await self.refresh()
+        await self.refresh_learnt()
         self._refresher = keep_running("registry refresh", self._keep_fresh)
 
     async def stop(self) -> None:
@@ -108,12 +121,29 @@ class Gateway:
             self._snapshot = None
             self.fleet.adopt(registered)
 
+    @property
+    def learnt(self) -> Learnt:
+        """What was learned for the router, as of the last refresh."""
+        return self._learnt
+
+    async def refresh_learnt(self) -> None:
+        """Adopt router versions and evidence as they are stored: decisions made from now on use them."""
+        if self.learning is None:
+            return
+        if await asyncio.to_thread(self.learning.revision) != self._learnt.revision:
+            self._learnt = await asyncio.to_thread(self.learning.read)
+            self._snapshot = None
+
     async def _keep_fresh(self) -> None:
         collect_at = self.clock() + COLLECT_S
+        learn_at = self.clock() + LEARNT_S
         while True:
             await asyncio.sleep(REFRESH_S)
             try:
                 await self.refresh()
+                if self.clock() >= learn_at:
+                    learn_at = self.clock() + LEARNT_S
+                    await self.refresh_learnt()
                 if self.clock() >= collect_at:
                     collect_at = self.clock() + COLLECT_S
                     grace_s = self.settings.request_timeout_s + self.settings.cold_timeout_s
@@ -132,8 +162,7 @@ class Gateway:
         Raises NotFound for an unknown model, with the nearest names.
         """
         decision = self._decide(task)
-        if decision.session_route is not None:
-            self._sessions[task.session_key] = decision.session_route
+        self._memory.note(task, decision)
         return decision
 
     def explain(self, task: Task) -> dict[str, Any]:
@@ -142,7 +171,7 @@ class Gateway:
 
     def _decide(self, task: Task) -> Decision:
         try:
-            return self.router.decide(task, self.snapshot())
+            return (self._learnt.router_of(task.owner) or self.router).decide(task, self.snapshot())
         except UnknownModel as error:
             nearest = f"; nearest: {', '.join(error.nearest)}" if error.nearest else ""
             raise NotFound(
@@ -159,6 +188,7 @@ class Gateway:
                     cost_per_mtok=engine.cost_per_mtok,
                     ready=engine.status.state is not EngineState.FAILED,
                     slots=engine.slots,
+                    tokens_per_s=engine.tokens_per_s,
                 )
                 for engine in self.fleet.engines
             ]
@@ -166,9 +196,12 @@ class Gateway:
                 registry=self._registered,
                 tiers=tuple(tiers),
                 presets=self.presets,
-                sessions=self._sessions,
+                sessions=self._memory.sessions,
                 is_warm=self.is_warm,
                 canary_share=self.settings.training.canary_share,
+                routing=self.settings.routing,
+                shares=self._memory.shares,
+                evidence=self._learnt.evidence,
             )
         return self._snapshot
 

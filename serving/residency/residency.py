@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import time
 from collections import deque
@@ -12,6 +13,8 @@ from collections.abc import Callable, Iterable
 from adapters_registry.model import AdapterVersion
 from serving.engine.base import Engine, EngineState, EngineStatus
 from serving.errors import AdapterLoadFailed, EngineUnavailable, Overloaded, ServingError
+from serving.residency.ahead import Ahead
+from serving.residency.demand import Demand
 from serving.residency.hold import Hold, Patience, StillCold
 from serving.residency.slots import AdapterState, Entry, SlotCache
 from serving.tasks import keep_running
@@ -22,6 +25,8 @@ FAILURE_COOLDOWN_S = 5.0
 """A refused adapter is not tried again sooner."""
 DRAIN_AFTER_S = 0.25
 """A load that waits this long for a slot makes the least valuable busy adapter drain."""
+DRAIN_MORE_AFTER_S = 1.0
+"""One more drains each time that it has waited this long: the first may be in the middle of a long answer."""
 
 
 class Residency:
@@ -53,6 +58,10 @@ class Residency:
         self._load_s = 0.05  # first guess of a load's duration; then a moving average
         self._loader: asyncio.Task[None] | None = None
         self.evictions = 0
+        self.longest_wait_s = 0.0
+        """of all loads that ended well, from asking to ready"""
+        self._demand = Demand(clock)
+        self._ahead = Ahead(engine)
         engine.on_change(self._engine_changed)
 
     @property
@@ -74,6 +83,7 @@ class Residency:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._loader
             self._loader = None
+        self._ahead.stop()
         for entry in self._entries.values():
             self._resolve(entry, EngineUnavailable("the server is shutting down"))
 
@@ -91,6 +101,7 @@ class Residency:
         """Count one request in; returns the epoch to hand back to `release`."""
         entry.in_flight += 1
         entry.last_used = self._clock()
+        self._demand.note(entry.adapter.engine_name)
         self.slots.touch(entry)
         return self._epoch
 
@@ -135,12 +146,20 @@ class Residency:
     # -- operators and prefetch --------------------------------------------------------------------------------------
 
     def prefetch(self, adapters: Iterable[AdapterVersion]) -> None:
-        """Load `adapters` into free slots, without evicting anything and without waiting."""
+        """Load `adapters` into free slots, without evicting anything and without waiting; bring the others near."""
         for adapter in adapters:
             entry = self._entry(adapter)
-            if entry.state is AdapterState.ABSENT and len(self.slots) + len(self._queue) < self.engine.slots:
+            if entry.state is not AdapterState.ABSENT:
+                continue
+            if self._has_room:
                 entry.wanted = True
                 self._ask(entry)
+            else:
+                self._ahead.bring_near(adapter)
+
+    def prepare(self, adapters: Iterable[AdapterVersion]) -> None:
+        """Let the engine do for new `adapters` what can be done before anybody asks for them."""
+        self._ahead.prepare(adapters)
 
     def sync(self, adapters: Iterable[AdapterVersion]) -> None:
         """Adopt the registry's view: pins follow it, and what it no longer serves drains."""
@@ -181,6 +200,25 @@ class Residency:
 
     # -- inside ------------------------------------------------------------------------------------------------------
 
+    @property
+    def _has_room(self) -> bool:
+        """Whether a further load would evict nothing."""
+        return len(self.slots) + len(self._queue) < self.engine.slots
+
+    def _refill(self) -> None:
+        """Give a slot that nobody waits for to what is most in demand."""
+        known = (self._entries.get(name) for name in self._demand.ranked())
+        self.prefetch(
+            itertools.islice(
+                (
+                    entry.adapter
+                    for entry in known
+                    if entry and entry.state is AdapterState.ABSENT and self._clock() >= entry.failed_until
+                ),
+                max(0, self.engine.slots - len(self.slots) - len(self._queue)),
+            )
+        )
+
     def _entry(self, adapter: AdapterVersion) -> Entry:
         entry = self._entries.get(adapter.engine_name)
         if entry is None:
@@ -194,10 +232,16 @@ class Residency:
             # Nobody may be waiting when it fails: a prefetch, or requests that all went to the base.
             entry.ready.add_done_callback(lambda future: future.cancelled() or future.exception())
             if entry.state is AdapterState.ABSENT:
-                entry.state = AdapterState.STAGING
-                self._queue.append(entry)
+                self._enqueue(entry)
                 self._changed.set()
         return entry.ready
+
+    def _enqueue(self, entry: Entry) -> None:
+        entry.state = AdapterState.STAGING
+        entry.asked_at = self._clock()
+        entry.ahead = False
+        self._queue.append(entry)
+        self._ahead.look(self._queue)
 
     def _expected_wait_s(self, entry: Entry) -> float:
         ahead = self._queue.index(entry) if entry in self._queue else 0
@@ -214,6 +258,7 @@ class Residency:
 
     def _drain(self, entry: Entry) -> None:
         """Let `entry` leave: now, or once the load under way has served those who wait for it."""
+        self._demand.forget(entry.adapter.engine_name)
         entry.leaving = entry.state in (AdapterState.STAGING, AdapterState.STAGED, AdapterState.LOADING)
         if entry.state is AdapterState.READY:
             entry.state = AdapterState.DRAINING
@@ -240,15 +285,16 @@ class Residency:
             entry.in_flight = 0
             entry.state = AdapterState.ABSENT
             if entry.ready is not None:  # asked for while draining
-                entry.state = AdapterState.STAGING
-                self._queue.append(entry)
+                self._enqueue(entry)
 
     async def _run(self) -> None:
         while True:
             await self._evict_drained()
+            if not self._queue and self.engine.status.state is EngineState.READY:
+                self._refill()
             if not self._queue or self.engine.status.state is not EngineState.READY:
                 self._changed.clear()
-                if not self._has_drained() and (not self._queue or self.engine.status.state is not EngineState.READY):
+                if not self.slots.drained() and (not self._queue or self.engine.status.state is not EngineState.READY):
                     await self._changed.wait()
                 continue
             entry = self._queue[0]
@@ -271,7 +317,7 @@ class Residency:
             return
         entry.state = AdapterState.STAGING
         began = self._clock()
-        await asyncio.to_thread(self._stage, entry.adapter)
+        await self.engine.stage(entry.adapter)
         self._on_stage(self._clock() - began)
         entry.state = AdapterState.STAGED
         await self._free_slot(entry)
@@ -290,6 +336,8 @@ class Residency:
         self._load_s += 0.2 * (entry.load_s - self._load_s)
         self._on_load(entry.load_s, "ok")
         self._queue.remove(entry)
+        self._ahead.look(self._queue)
+        self.longest_wait_s = max(self.longest_wait_s, self._clock() - entry.asked_at)
         entry.wanted, entry.failure = False, None
         entry.state = AdapterState.READY
         self.slots[entry.adapter.engine_name] = entry
@@ -298,22 +346,10 @@ class Residency:
         if entry.leaving and entry.waiters == 0:
             self._drain(entry)
 
-    @staticmethod
-    def _stage(adapter: AdapterVersion) -> None:
-        """Read the files off the event loop, so that the engine finds them in the page cache, or not at all here."""
-        try:
-            for file in sorted(adapter.path.iterdir()):
-                with file.open("rb") as stream:
-                    while stream.read(1 << 20):
-                        pass
-        except OSError as error:
-            raise AdapterLoadFailed(f"adapter {adapter.engine_name} cannot be read: {error.strerror}") from error
-
     async def _free_slot(self, entry: Entry) -> None:
-        """Return when a slot is free, evicting if need be, and draining a busy adapter if that takes too long."""
+        """Return when a slot is free, evicting if need be, and draining busy adapters if that takes too long."""
         if self.engine.slots == 0:
             raise AdapterLoadFailed(f"engine {self.engine.name} takes no adapters")
-        drain_at = self._clock() + DRAIN_AFTER_S
         while self.slots.full:
             if all(resident.pinned for resident in self.slots.values()):
                 raise AdapterLoadFailed(f"all {self.engine.slots} slots of engine {self.engine.name} are pinned")
@@ -325,26 +361,18 @@ class Residency:
                 self.slots.popitem()
                 await self._unload(victim)
                 continue
-            if self._clock() >= drain_at and not self._is_draining():
-                busy = self.slots.lowest(evictable=False)
-                if busy is not None:
-                    busy.state = AdapterState.DRAINING
+            waited = self._clock() - entry.asked_at
+            if waited >= DRAIN_AFTER_S:
+                self.slots.drain(1 + int(waited / DRAIN_MORE_AFTER_S))
             self._changed.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(DRAIN_AFTER_S):
                     await self._changed.wait()
 
-    def _is_draining(self) -> bool:
-        return any(entry.state is AdapterState.DRAINING for entry in self.slots.values())
-
-    def _has_drained(self) -> bool:
-        return any(entry.state is AdapterState.DRAINING and entry.in_flight == 0 for entry in self.slots.values())
-
     async def _evict_drained(self) -> None:
-        for name, entry in list(self.slots.items()):
-            if entry.state is AdapterState.DRAINING and entry.in_flight == 0:
-                self.slots.pop(name, None)
-                await self._unload(entry)
+        while drained := self.slots.drained():
+            self.slots.pop(drained[0].adapter.engine_name, None)
+            await self._unload(drained[0])
 
     async def _unload(self, entry: Entry) -> None:
         """Free the slot of an entry that has left the cache; queue it again if requests came for it meanwhile."""
@@ -358,8 +386,7 @@ class Residency:
         if epoch != self._epoch and entry.state is not AdapterState.DRAINING:
             return
         if entry.ready is not None:
-            entry.state = AdapterState.STAGING
-            self._queue.append(entry)
+            self._enqueue(entry)
         else:
             entry.state = AdapterState.ABSENT
 

@@ -31,6 +31,10 @@ class Entry:
     in_flight: int = 0
     waiters: int = 0
     pinned: bool = False
+    asked_at: float = 0.0
+    """when the present load was asked for"""
+    ahead: bool = False
+    """it was brought near while others were loaded"""
     wanted: bool = False
     """a load was asked for on its own account: prefetch, pin, or `load`"""
     leaving: bool = False
@@ -83,6 +87,18 @@ class SlotCache(Cache[str, Entry]):
             if (entry.evictable if evictable else not entry.pinned and entry.state is AdapterState.READY)
         )
         return min(fits, key=lambda entry: entry.priority, default=None)
+
+    def drain(self, count: int) -> None:
+        """Let the least valuable busy entries leave when their requests have ended, `count` with those that do so."""
+        for _ in range(count - sum(entry.state is AdapterState.DRAINING for entry in self.values())):
+            busy = self.lowest(evictable=False)
+            if busy is None:
+                return
+            busy.state = AdapterState.DRAINING
+
+    def drained(self) -> list[Entry]:
+        """Entries whose last request has ended since they were told to leave."""
+        return [entry for entry in self.values() if entry.state is AdapterState.DRAINING and entry.in_flight == 0]
 
     def popitem(self) -> tuple[str, Entry]:
         """Remove and return the entry to evict. Raises KeyError if all are in use or pinned."""

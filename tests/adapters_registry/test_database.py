@@ -18,7 +18,7 @@ from tests.adapters_registry.processes import finish, start
 
 SCRIPTS = ScriptDirectory(str(MIGRATIONS))
 FIRST = SCRIPTS.get_base()
-TABLES = ("training.casebank.tables", "training.dataset.tables", "training.jobs.tables")
+TABLES = ("training.casebank.tables", "training.dataset.tables", "training.jobs.tables", "training.routing.tables")
 """modules of other packages whose tables join the one history"""
 
 

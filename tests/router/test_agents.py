@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from configs.agents import AgentPreset, Recognition, load_presets
 from configs.embedded import GENERAL_SET, holdout
-from router.agents import KeywordRecogniser, resolve_agent
+from router.agents import KeywordRecogniser, RecogniserBeside, resolve_agent
 
 RECOGNISER = KeywordRecogniser(load_presets())
 
@@ -171,3 +171,21 @@ def test_any_text_is_answered_the_same_way_twice(text):
 )
 def test_an_agents_name_goes_with_and_without_its_suffix(name, known, found):
     assert resolve_agent(name, known) == found
+
+
+class Learned:
+    """Knows one agent, by one word."""
+
+    agents = ("legal-agent",)
+
+    def recognise(self, text: str) -> tuple[str | None, float]:
+        return ("legal-agent", 0.9) if "zebra" in text else (None, 0.2)
+
+
+def test_keywords_stand_in_for_agents_that_a_learned_recogniser_has_never_seen() -> None:
+    both = RecogniserBeside(Learned(), RECOGNISER)
+    assert both.recognise("a zebra") == ("legal-agent", 0.9)
+    assert both.recognise("Is CVE-2024-1 a vulnerability with a known exploit?")[0] == "security"
+    assert both.recognise("Does the indemnification clause survive termination of this Agreement?") == (None, 0.2)
+    assert "legal" not in both.agents
+    assert {"legal-agent", "security"} <= set(both.agents)

@@ -250,7 +250,7 @@ def test_an_agents_adapter_is_no_downgrade_from_a_strong_base():
 def test_a_session_whose_tier_failed_goes_on_elsewhere():
     down = (*THREE_TIERS[:2], replace(THREE_TIERS[2], ready=False))
     decision = in_session(SessionRoute(None, "big", adapted=False), EASY, tiers=down)
-    assert (decision.tier, decision.reason) == ("small", Reason.OUT_OF_SCOPE)
+    assert (decision.tier, decision.reason) == ("small", Reason.ENGINE_DOWN)
 
 
 def test_a_session_is_its_owners_alone():
@@ -268,7 +268,7 @@ def test_without_an_id_later_turns_belong_to_the_conversation_and_first_turns_be
         {"role": "user", "content": "thanks"},
     ]
     first = ROUTER.decide(Task.from_messages(turns[:1]), snapshot(THREE_TIERS))
-    assert first.session_route == SessionRoute(None, "big", adapted=False)
+    assert first.session_route == SessionRoute(None, "big", adapted=False, prompt_chars=len(HARD))
     sessions = {Task.from_messages(turns[:1]).session_key: first.session_route}
     now = snapshot(THREE_TIERS, sessions=sessions)
     assert ROUTER.decide(Task.from_messages(turns), now).reason is Reason.SESSION

@@ -28,6 +28,7 @@ class FakeEngine:
         self.base_aliases: tuple[str, ...] = ()
         self.model_path: Path | None = None
         self.cost_per_mtok = 0.0
+        self.tokens_per_s: float | None = None
         self.slots = slots
         self.max_lora_rank = 32
         self.max_context: int | None = 2048
@@ -58,6 +59,12 @@ class FakeEngine:
 
     async def wait_ready(self, timeout_s: float) -> None:
         await self._board.wait_ready(timeout_s)
+
+    async def prepare(self, adapter: AdapterVersion) -> None:
+        pass
+
+    async def stage(self, adapter: AdapterVersion) -> None:
+        pass
 
     async def load(self, adapter: AdapterVersion) -> None:
         self._board.check_ready()

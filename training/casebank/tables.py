@@ -49,7 +49,7 @@ class CaseRow(Base):
     corrected: Mapped[bool]
     reward: Mapped[float | None]
     reward_source: Mapped[str | None] = mapped_column(sa.String(255))
-    rewarded_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    rewarded_at: Mapped[datetime | None] = mapped_column(UtcDateTime, index=True)
     reason: Mapped[str | None] = mapped_column(sa.String(64))
     difficulty: Mapped[float | None]
     prompt_tokens: Mapped[int | None]

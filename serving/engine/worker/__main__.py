@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
+
 from serving.engine.worker import protocol
 
 GUARD = 'read -r _; kill -KILL "-$1"; rm -rf -- "$2"'
@@ -14,15 +16,15 @@ GUARD = 'read -r _; kill -KILL "-$1"; rm -rf -- "$2"'
 
 
 def main(argv: list[str]) -> int:
-    """Serve vLLM with `argv`: RUN_DIR, `preload` or `-`, then vLLM's own arguments."""
-    run_dir, preload, *arguments = argv
+    """Serve vLLM with `argv`: RUN_DIR, `preload` or `-`, a StagingPlan in JSON, then vLLM's own arguments."""
+    run_dir, preload, plan, *arguments = argv
     start_guard(Path(run_dir))
     protocol.tell(protocol.PHASE + protocol.IMPORTING)
     if preload == "preload":
         preload_engine()
     from serving.engine.worker.server import serve
 
-    return serve(arguments, fork_server=preload == "preload")
+    return serve(arguments, msgspec.json.decode(plan, type=protocol.StagingPlan), fork_server=preload == "preload")
 
 
 def start_guard(run_dir: Path) -> None:

@@ -19,10 +19,12 @@ class Slots(Protocol):
     @property
     def slots(self) -> int: ...  # noqa: D102 - told at Bridge
     @property
+    def spare(self) -> int: ...  # noqa: D102
+    @property
     def dead(self) -> bool: ...  # noqa: D102
     def adapters(self) -> dict[str, int]: ...  # noqa: D102
     def running(self) -> Counter[str | None]: ...  # noqa: D102
-    async def add(self, name: str, engine_id: int, path: str) -> None: ...  # noqa: D102
+    async def add(self, name: str, engine_id: int, path: str, digest: str) -> None: ...  # noqa: D102
     async def remove(self, engine_id: int) -> None: ...  # noqa: D102
     def publish(self, name: str, engine_id: int, path: str) -> None: ...  # noqa: D102
     def withdraw(self, name: str) -> None: ...  # noqa: D102
@@ -33,53 +35,77 @@ class LoadRefused(Exception):
 
 
 class Adapters:
-    """The adapters of one engine."""
+    """The adapters of one engine.
+
+    An adapter that was unloaded keeps its slot for the moment in which a request may still be on its way to it. It does
+    not count against `slots` then: the engine has spare slots, so that the next adapter need not wait for it.
+    """
 
     def __init__(self, engine: Slots) -> None:
         self._engine = engine
         self._occupied: dict[int, str] = {}
+        self._vacating: dict[str, asyncio.Task[None]] = {}
+        self._vacated = asyncio.Event()
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
-    async def load(self, name: str, engine_id: int, path: str) -> None:
+    async def load(self, name: str, engine_id: int, path: str, digest: str) -> None:
         """Make the adapter resident and let requests name it. Loading a resident one again does nothing.
 
-        Raises LoadRefused; what a failed load left in the engine is removed.
+        `digest` is of what is in the folder `path`. Raises LoadRefused; what a failed load left is removed.
         """
         async with self._locks[name]:
             if self._engine.adapters().get(name) == engine_id:
                 return
+            if name in self._vacating:
+                await self._vacating[name]
             self._check(name, engine_id, path)
             self._occupied[engine_id] = name
             try:
-                await self._engine.add(name, engine_id, path)
+                await self._until_room()
+                await self._engine.add(name, engine_id, path, digest)
             except Exception as error:
                 await self._clear(engine_id)
                 raise LoadRefused(reason(error)) from error
             self._engine.publish(name, engine_id, path)
 
     async def unload(self, name: str, engine_id: int) -> None:
-        """Refuse new requests for the adapter, wait for those that use it, and free its slot."""
+        """Refuse new requests for the adapter and wait for those that use it. Its slot is free soon after."""
         async with self._locks[name]:
             self._engine.withdraw(name)
-            if engine_id in self._occupied:
-                await self._until_unused(name)
-                await self._engine.remove(engine_id)
-                del self._occupied[engine_id]
+            if engine_id in self._occupied and name not in self._vacating:
+                while self._engine.running()[name]:  # noqa: ASYNC110 - the engine tells only when asked
+                    await asyncio.sleep(QUIET_S)
+                self._vacating[name] = asyncio.create_task(self._vacate(name, engine_id))
         if not self._locks[name].locked():
             del self._locks[name]
 
     def _check(self, name: str, engine_id: int, path: str) -> None:
         if engine_id in self._occupied:
             raise LoadRefused(f"id {engine_id} of {name} is taken by {self._occupied[engine_id]}")
-        if len(self._occupied) >= self._engine.slots:
+        if len(self._occupied) - len(self._vacating) >= self._engine.slots:
             raise LoadRefused(f"all {self._engine.slots} slots are occupied")
         if not Path(path).is_dir():
             raise LoadRefused(f"the folder of {name} is gone")
+
+    async def _until_room(self) -> None:
+        """Return once the adapter just counted in has a slot."""
+        while len(self._occupied) > self._engine.slots + self._engine.spare:
+            self._vacated.clear()
+            await self._vacated.wait()
 
     async def _clear(self, engine_id: int) -> None:
         if not self._engine.dead:
             await self._engine.remove(engine_id)
         del self._occupied[engine_id]
+
+    async def _vacate(self, name: str, engine_id: int) -> None:
+        """Free the slot of a withdrawn adapter once no request can be on its way to it."""
+        try:
+            await self._until_unused(name)
+            await self._clear(engine_id)
+        finally:
+            del self._vacating[name]
+            self._vacated.set()
 
     async def _until_unused(self, name: str) -> None:
         quiet = 0

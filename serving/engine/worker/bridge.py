@@ -7,16 +7,21 @@ by a traceback in the middle of a request.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import importlib
 import multiprocessing
 import os
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
+import msgspec
 from fastapi import FastAPI
+
+from serving.engine.worker.notices import Notices
+from serving.engine.worker.protocol import FAILED, PENDING, StagingPlan
 
 LOCATIONS: Mapping[str, tuple[str, ...]] = {
     "make_arg_parser": ("vllm.entrypoints.launchers.cli_args", "vllm.entrypoints.openai.cli_args"),
@@ -36,6 +41,8 @@ LOCATIONS: Mapping[str, tuple[str, ...]] = {
 
 MAX_WHITE_SPACE = 2
 """characters in a row between two tokens of a tool call's arguments"""
+POLL_S = 0.1
+"""how long word from the workers is waited for before they are asked: one that failed sends none"""
 START_METHOD = "VLLM_WORKER_MULTIPROC_METHOD"
 
 
@@ -111,7 +118,11 @@ async def start_engine(args: argparse.Namespace, config: Any, *, fork_server: bo
     )
     try:
         await client.reset_mm_cache()
-        yield Bridge(client)
+        bridge = Bridge(client)
+        try:
+            yield bridge
+        finally:
+            bridge.close()
     finally:
         client.shutdown()
 
@@ -126,11 +137,19 @@ def _use_fork_server() -> None:
         vars(processes)["get_mp_context"] = partial(multiprocessing.get_context, "forkserver")
 
 
+class StagingFailed(Exception):
+    """An adapter cannot be brought into a slot; the message is one line."""
+
+
 class Bridge:
-    """A running engine: its app, and its adapters."""
+    """A running engine: its app, and its adapters. `tiers` are the workers' last tidings of theirs."""
 
     def __init__(self, client: Any) -> None:
         self._client = client
+        self._notices: Notices | None = None
+        self._sent: set[asyncio.Task[Any]] = set()
+        self.spare = 0
+        self.tiers: list[dict[str, dict[str, float]]] = []
         self._processor = client.output_processor
         self._models: Any = None
         if not isinstance(self._processor.request_states, dict):
@@ -158,9 +177,20 @@ class Bridge:
 
     @property
     def slots(self) -> int:
-        """Adapters resident at once; 0 without LoRA."""
+        """Adapters resident at once, the spare ones not counted; 0 without LoRA."""
         lora = self._client.vllm_config.lora_config
-        return int(lora.max_loras) if lora is not None else 0
+        return int(lora.max_loras) - self.spare if lora is not None else 0
+
+    async def open_staging(self, plan: StagingPlan) -> str:
+        """Begin to stage adapters beside the engine. Returns why that cannot be, or nothing."""
+        self.spare = plan.spare
+        try:
+            answers = await self._call("open", msgspec.json.encode(plan).decode())
+            problem: str = next(filter(None, answers), "")
+            self._notices = None if problem else Notices(plan.notices, len(answers))
+        except Exception as error:  # vLLM has no narrower one for a worker without the method
+            return " ".join(str(error).split())
+        return problem
 
     def adapters(self) -> dict[str, int]:
         """Integer id of each adapter that requests may name."""
@@ -170,13 +200,69 @@ class Bridge:
         """Requests that run or wait, by adapter name (None: the base)."""
         return Counter(state.lora_name for state in self._processor.request_states.values())
 
-    async def add(self, name: str, engine_id: int, path: str) -> None:
-        """Read the adapter into a slot. Raises what vLLM raises; requests cannot name it before `publish`."""
-        await self._client.add_lora(find("LoRARequest")(lora_name=name, lora_int_id=engine_id, lora_path=path))
+    async def add(self, name: str, engine_id: int, path: str, digest: str) -> None:
+        """Bring the adapter into a slot; requests cannot name it before `publish`.
+
+        Raises StagingFailed, or what vLLM raises.
+        """
+        if self._notices is None:
+            await self._client.add_lora(find("LoRARequest")(lora_name=name, lora_int_id=engine_id, lora_path=path))
+            return
+        ticket = self._notices.expect()
+        try:
+            refusals = await self._call("begin", ticket, engine_id, name, path, digest)
+            failures = [*filter(None, refusals), *await self._until_staged(self._notices, ticket, engine_id)]
+        finally:
+            self._notices.forget(ticket)
+        if failures:
+            raise StagingFailed(failures[0])
+
+    async def _until_staged(self, notices: Notices, ticket: int, engine_id: int) -> list[str]:
+        """Return once every worker has the adapter in a slot, or has failed: why.
+
+        A request that is sent after the question reaches the engine after it, so that nobody need wait for its answer
+        once all slots are known to be filled.
+        """
+        while not await notices.complete(ticket, POLL_S):
+            answers = await self._call("poll", engine_id)
+            if all(answer["state"] != PENDING for answer in answers):
+                self.tiers = [answer["tiers"] for answer in answers]
+                return [answer["reason"] for answer in answers if answer["state"] == FAILED]
+        self._send(self._commit(engine_id))
+        await asyncio.sleep(0)  # it is on its way now
+        return []
+
+    async def _commit(self, engine_id: int) -> None:
+        self.tiers = [answer["tiers"] for answer in await self._call("poll", engine_id)]
+
+    def prefetch(self, name: str, path: str, digest: str, *, keep: bool) -> None:
+        """Let the workers prepare the adapter; with `keep`, also bring it into host memory. Waits for nothing."""
+        if self._notices is not None:
+            self._send(self._call("prefetch", name, path, digest, keep))
+
+    def _send(self, call: Coroutine[Any, Any, Any]) -> None:
+        """Let `call` run; an engine that dies meanwhile is noticed elsewhere."""
+        sent = asyncio.create_task(call)
+        self._sent.add(sent)
+        sent.add_done_callback(self._sent.discard)
+        sent.add_done_callback(asyncio.Task.exception)
+
+    async def _call(self, method: str, *arguments: Any) -> list[Any]:
+        """What each worker answers, between two steps; see `serving.engine.worker.extension`."""
+        answers: list[Any] = await self._client.collective_rpc(f"loradock_{method}", args=arguments)
+        return answers
 
     async def remove(self, engine_id: int) -> None:
-        """Free the slot; requests still using it would read it again from its folder."""
-        await self._client.remove_lora(engine_id)
+        """Free the slot, which no request uses any more."""
+        if self._notices is not None:
+            await self._call("remove", engine_id)
+        else:
+            await self._client.remove_lora(engine_id)
+
+    def close(self) -> None:
+        """Stop listening to the workers."""
+        if self._notices is not None:
+            self._notices.close()
 
     def publish(self, name: str, engine_id: int, path: str) -> None:
         """Let requests name the adapter."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 
+import msgspec
+
 EXIT_CONFIG = 78
 """vLLM refuses its configuration: starting again would end the same way"""
 EXIT_ENGINE_DEAD = 70
@@ -16,9 +18,30 @@ ERROR = "loradock: error "
 
 IMPORTING, CONFIGURING, STARTING_CORE, STARTING_SERVER = "import", "configure", "core", "server"
 
+PENDING, READY, FAILED = "pending", "ready", "failed"
+"""how far a worker is with an adapter"""
+
+STAGING = "loradock: staging "
+"""begins a log line that tells whether adapters are staged beside the engine, or why they are not"""
+
 LOAD_PATH = "/loradock/adapters/load"
+PREFETCH_PATH = "/loradock/adapters/prefetch"
 UNLOAD_PATH = "/loradock/adapters/unload"
 STATUS_PATH = "/loradock/status"
+
+
+class StagingPlan(msgspec.Struct, frozen=True):
+    """Where and how much the engine's process may keep of adapters.
+
+    `folder` is for prepared adapters, at most `disk_bytes` of them; `host_bytes` of memory are pinned; `spare` slots
+    beyond those that are told let an adapter come before another has gone; `notices` is the path of a socket to be.
+    """
+
+    folder: str
+    host_bytes: int
+    disk_bytes: int
+    spare: int
+    notices: str
 
 
 def tell(line: str) -> None:

@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.engine.worker import bridge, protocol
 from serving.engine.worker.adapters import Adapters, LoadRefused
+from serving.engine.worker.tiers import expose
 
 DEAD_CHECK_S = 0.2
 
@@ -27,6 +28,16 @@ class LoadRequest(msgspec.Struct, forbid_unknown_fields=True):
     name: str
     id: int
     path: str
+    digest: str
+
+
+class PrefetchRequest(msgspec.Struct, forbid_unknown_fields=True):
+    """Body of a prefetch: into host memory with `keep`, else only prepared on disk."""
+
+    name: str
+    path: str
+    digest: str
+    keep: bool
 
 
 class UnloadRequest(msgspec.Struct, forbid_unknown_fields=True):
@@ -36,7 +47,7 @@ class UnloadRequest(msgspec.Struct, forbid_unknown_fields=True):
     id: int
 
 
-def serve(arguments: list[str], *, fork_server: bool) -> int:
+def serve(arguments: list[str], plan: protocol.StagingPlan, *, fork_server: bool) -> int:
     """Run vLLM until a signal. Returns the exit status. `fork_server` says that one was started to preload vLLM."""
     try:
         bridge.import_all()
@@ -48,7 +59,7 @@ def serve(arguments: list[str], *, fork_server: bool) -> int:
         return refuse(error)
     import uvloop
 
-    uvloop.run(run(args, config, fork_server=fork_server))
+    uvloop.run(run(args, config, plan, fork_server=fork_server))
     return 0
 
 
@@ -59,7 +70,7 @@ def refuse(error: Exception) -> int:
     return protocol.EXIT_CONFIG
 
 
-async def run(args: argparse.Namespace, config: Any, *, fork_server: bool) -> None:
+async def run(args: argparse.Namespace, config: Any, plan: protocol.StagingPlan, *, fork_server: bool) -> None:
     """Start the engine core and serve its app."""
     signal.signal(signal.SIGTERM, interrupted)
     _, sock = bridge.find("setup_server")(args, reuse_port=False)
@@ -67,6 +78,8 @@ async def run(args: argparse.Namespace, config: Any, *, fork_server: bool) -> No
     async with bridge.start_engine(args, config, fork_server=fork_server) as engine:
         protocol.tell(protocol.PHASE + protocol.STARTING_SERVER)
         app = await engine.build_app(args)
+        problem = await engine.open_staging(plan)
+        protocol.tell(protocol.STAGING + (f"off, vLLM loads adapters itself: {problem}" if problem else "on"))
         extend(app, engine)
         watch = asyncio.create_task(die_with(engine))
         shutdown = await bridge.serve_app(app, sock, args)
@@ -82,6 +95,7 @@ def interrupted(*_: object) -> NoReturn:
 def extend(app: FastAPI, engine: bridge.Bridge) -> None:
     """Add residency's routes."""
     app.router.routes.extend(routes(Adapters(engine), engine))
+    expose(engine)
     app.state.loradock_engine = engine
 
 
@@ -91,7 +105,7 @@ def routes(adapters: Adapters, engine: bridge.Bridge) -> list[Route]:
     async def load(request: Request) -> Response:
         try:
             body = msgspec.json.decode(await request.body(), type=LoadRequest)
-            await adapters.load(body.name, body.id, body.path)
+            await adapters.load(body.name, body.id, body.path, body.digest)
         except msgspec.DecodeError as error:
             return answer({"error": str(error)}, 400)
         except LoadRefused as error:
@@ -104,6 +118,14 @@ def routes(adapters: Adapters, engine: bridge.Bridge) -> list[Route]:
         except msgspec.DecodeError as error:
             return answer({"error": str(error)}, 400)
         await adapters.unload(body.name, body.id)
+        return answer({})
+
+    async def prefetch(request: Request) -> Response:
+        try:
+            body = msgspec.json.decode(await request.body(), type=PrefetchRequest)
+        except msgspec.DecodeError as error:
+            return answer({"error": str(error)}, 400)
+        engine.prefetch(body.name, body.path, body.digest, keep=body.keep)
         return answer({})
 
     async def status(_: Request) -> Response:
@@ -121,6 +143,7 @@ def routes(adapters: Adapters, engine: bridge.Bridge) -> list[Route]:
 
     return [
         Route(protocol.LOAD_PATH, load, methods=["POST"]),
+        Route(protocol.PREFETCH_PATH, prefetch, methods=["POST"]),
         Route(protocol.UNLOAD_PATH, unload, methods=["POST"]),
         Route(protocol.STATUS_PATH, status, methods=["GET"]),
     ]

@@ -81,6 +81,7 @@ class Parrot:
     base_aliases = ()
     upstream_model = BASE
     cost_per_mtok = 0.0
+    tokens_per_s = None
     slots = 3
     max_lora_rank = 16
     max_context = 512
@@ -98,6 +99,12 @@ class Parrot:
     async def wait_ready(self, timeout_s: float) -> None: ...
 
     def on_change(self, callback: Callable[[EngineStatus], None]) -> None: ...
+
+    async def prepare(self, adapter: AdapterVersion) -> None:
+        pass
+
+    async def stage(self, adapter: AdapterVersion) -> None:
+        pass
 
     async def load(self, adapter: AdapterVersion) -> None:
         if adapter.name in self.refuse:

@@ -14,7 +14,7 @@ def test_a_key_is_printed_once_and_kept_hashed(cli: Cli, tmp_path: Path) -> None
     assert key not in file.read_text()
     assert KeyRing(file).identify(f"Bearer {key}").admin
     listed = cli("keys", "list", "--json").json
-    assert listed["keys"] == [{"name": "ops", "admin": True, "record": True}]
+    assert listed["keys"] == [{"name": "ops", "admin": True, "record": True, "routing": {}}]
     assert key not in cli("keys", "list").out
 
 
@@ -30,6 +30,18 @@ def test_a_keys_requests_can_be_kept_out_of_the_cases(cli: Cli, tmp_path: Path) 
     assert not ring.identify(f"Bearer {key}").record
     cli("keys", "add", "other")
     assert [each["record"] for each in cli("keys", "list", "--json").json["keys"]] == [False, True]
+
+
+def test_a_key_may_wish_for_its_routes_and_keeps_that_when_others_come_and_go(cli: Cli, tmp_path: Path) -> None:
+    key = cli("keys", "add", "thrifty", "--quality", "economy", "--max-cost", "0.002", "--json").json["key"]
+    cli("keys", "add", "other")
+    cli("keys", "remove", "other")
+    wishes = KeyRing(tmp_path / "home" / "api_keys.toml").identify(f"Bearer {key}").wishes
+    assert (wishes.quality, wishes.max_cost) == ("economy", 0.002)
+    assert cli("keys", "list", "--json").json["keys"][0]["routing"] == {"quality": "economy", "max_cost": 0.002}
+    for wrong in (["--quality", "cheap"], ["--max-cost", "0"], ["--max-cost", "nan"]):
+        refused = cli("keys", "add", "wrong", *wrong)
+        assert (refused.code, refused.out) == (2, "")
 
 
 def test_keys_can_be_revoked_but_not_the_last(cli: Cli) -> None:

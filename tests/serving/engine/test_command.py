@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from configs import embedded
@@ -7,23 +8,25 @@ from configs.profiles import load_profile
 from configs.settings import EngineSettings, SettingsError
 from serving.engine.command import build_command, render, socket_path
 from serving.engine.model import BaseModel
+from serving.engine.worker.protocol import StagingPlan
 
 RUN_DIR = Path("/run/here")
+PREPARED = Path("/home/here/prepared")
 
 
 def command_of(settings: EngineSettings, profile: str = "cpu", environ: dict[str, str] | None = None) -> list[str]:
     model = BaseModel.of(settings).argument
-    return list(build_command(settings, load_profile(profile), model, RUN_DIR, environ or {}).argv)
+    return list(build_command(settings, load_profile(profile), model, RUN_DIR, environ or {}, prepared=PREPARED).argv)
 
 
 def env_of(settings: EngineSettings, profile: str = "cpu", environ: dict[str, str] | None = None) -> dict[str, str]:
     model = BaseModel.of(settings).argument
-    return dict(build_command(settings, load_profile(profile), model, RUN_DIR, environ or {}).env)
+    return dict(build_command(settings, load_profile(profile), model, RUN_DIR, environ or {}, prepared=PREPARED).env)
 
 
-def test_the_cpu_cache_holds_as_many_adapters_as_there_are_slots() -> None:
+def test_the_cpu_cache_holds_as_many_adapters_as_there_are_slots_and_one_more_may_come_early() -> None:
     argv = command_of(EngineSettings(name="base", slots=7, max_lora_rank=64))
-    assert {"--max-loras=7", "--max-cpu-loras=7", "--max-lora-rank=64", "--enable-lora"} <= set(argv)
+    assert {"--max-loras=8", "--max-cpu-loras=8", "--max-lora-rank=64", "--enable-lora"} <= set(argv)
     assert f"--uds={socket_path(RUN_DIR)}" in argv
     assert f"--model={embedded.BASE}" in argv
     assert "--served-model-name=loradock-tiny" in argv
@@ -33,6 +36,13 @@ def test_a_users_argument_overrides_the_profiles_in_either_spelling() -> None:
     argv = command_of(EngineSettings(name="base", args={"--kv-cache-memory-bytes": 5, "dtype": "bfloat16"}))
     assert "--kv-cache-memory-bytes=5" in argv
     assert [word for word in argv if word.startswith("--dtype")] == ["--dtype=bfloat16"]
+
+
+def test_what_may_be_kept_of_adapters_is_the_profiles_unless_it_is_set() -> None:
+    plan = msgspec.json.decode(command_of(EngineSettings(name="base", host_bytes=7))[6], type=StagingPlan)
+    profile = load_profile("cpu")
+    notices = str(RUN_DIR / "notices.sock")
+    assert plan == StagingPlan(str(PREPARED), 7, profile.prepared_bytes, profile.spare_slots, notices)
 
 
 @pytest.mark.parametrize("name", ["port", "uds", "--max-loras", "enable-lora", "served_model_name", "api-key", "model"])

@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -41,7 +42,9 @@ def make_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeEngine:
     def make(*behaviours: str) -> VllmEngine:
         rest = list(behaviours)
 
-        def command(_settings: object, _profile: object, _model: object, run_dir: Path, _environ: object) -> Command:
+        def command(*others: Any, prepared: Path) -> Command:
+            run_dir = others[3]
+            assert prepared == tmp_path / "home" / "prepared"
             behaviour = rest.pop(0) if len(rest) > 1 else rest[0]
             argv = (sys.executable, "-m", "tests.serving.engine.standin", str(socket_path(run_dir)), behaviour)
             return Command(argv, os.environ | {"PYTHONPATH": str(ROOT)})

@@ -41,6 +41,20 @@ def test_any_unknown_field_reaches_the_engine_unchanged(fields: dict[str, Any]) 
     assert json.loads(sent) == {"model": "base", "messages": MESSAGES} | fields
 
 
+@pytest.mark.parametrize(
+    ("limits", "expected"),
+    [
+        ({"max_completion_tokens": None, "max_tokens": 9}, 9),
+        ({"max_completion_tokens": 5, "max_tokens": 9}, 5),
+        ({"max_tokens": True}, None),
+        ({"max_tokens": "9"}, None),
+    ],
+)
+def test_the_limit_of_the_answer_is_the_first_that_is_a_number(limits: dict[str, Any], expected: int | None) -> None:
+    task = parse({"model": "auto", "messages": MESSAGES} | limits).task(agent=None, session=None, owner="")
+    assert task.max_tokens == expected
+
+
 def test_of_a_repeated_model_field_only_the_routed_one_is_sent() -> None:
     raw = b'{"model":"auto","messages":[{"role":"user","content":"x"}],"model":"auto"}'
     assert ParsedBody(CHAT, raw).for_engine("base", ask_usage=False).count(b'"model"') == 1

@@ -19,6 +19,7 @@ class SlotEngine:
     base_name = "tiny"
     upstream_model = "tiny"
     cost_per_mtok = 0.0
+    tokens_per_s = None
     max_lora_rank = 16
     max_context = 2048
 
@@ -28,6 +29,8 @@ class SlotEngine:
         self.loaded: set[str] = set()
         self.loads: Counter[str] = Counter()
         self.loading = 0
+        self.prepared: list[str] = []
+        self.staged: list[str] = []
         self.refuse: set[str] = set()
         self.using: Counter[str] = Counter()
         self._status = EngineStatus(EngineState.READY, 1, 0, "")
@@ -39,6 +42,14 @@ class SlotEngine:
 
     def on_change(self, callback: Callable[[EngineStatus], None]) -> None:
         self._callbacks.append(callback)
+
+    async def prepare(self, adapter: AdapterVersion) -> None:
+        self.prepared.append(adapter.engine_name)
+
+    async def stage(self, adapter: AdapterVersion) -> None:
+        self.staged.append(adapter.engine_name)
+        if not adapter.path.is_dir():
+            raise AdapterLoadFailed("cannot be read")
 
     async def load(self, adapter: AdapterVersion) -> None:
         assert self.loading == 0, "loads must not overlap"

@@ -1,0 +1,245 @@
+"""Cold adapters beside warm streams, many adapters in few slots, churn: our engine and stock vLLM in the same run.
+
+    python -m bench.residency [--loads beside,zipf,churn] [--model embedded] [--out bench/results/residency.json]
+
+Makes random adapters for the model (a folder, or only its shape with `--shape 7b`), starts both engines on it, and lets
+each load run in turn for both, `--rounds` times. `--smoke` is a minute of it on the embedded base.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import itertools
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+from adapters_registry.model import AdapterVersion
+from bench.contestants import Contestant, Ours, Setup, ours, stock
+from bench.random_adapters import make_adapters
+from bench.report import Bar, publish, result
+from bench.residency_churn import churn
+from bench.residency_loads import Arrivals, Interference
+from bench.residency_plot import draw
+from bench.shapes import SHAPES, write_shape
+from configs.profiles import AUTO, load_profile
+from configs.settings import EMBEDDED
+from serving.engine.hardware import resolve_profile
+
+LOADS = ("beside", "zipf", "churn")
+TIERS = ("disk", "page-cache", "host")
+SATURATION_SHARE = 0.7
+SMOKE = {
+    "rounds": 1, "slots": 3, "streams": 2, "tokens": 150, "probes": 4, "adapters": 12, "prompt": 32, "clients": 4,
+    "seconds": 4.0, "requests": 60, "rank": 8, "max_rank": 8,
+}  # fmt: skip
+
+
+async def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Every load for every contestant; figures by load, contestant and round."""
+    model = str(write_shape(args.shape, folder / "shape")) if args.shape else args.model
+    profile = load_profile(resolve_profile(args.profile, os.environ))
+    setup = Setup(model, profile, args.slots, args.max_rank, engine_arguments(args), args.host_adapters)
+    cold = args.rounds * args.probes
+    pool = make_adapters(setup.base, folder / "adapters", args.slots + cold, args.rank)
+    many = make_adapters(setup.base, folder / "adapters", args.adapters, args.rank, first=len(pool))
+    vocabulary = json.loads((setup.base / "config.json").read_text())["vocab_size"]
+    figures: dict[str, Any] = {}
+    async with AsyncExitStack() as stack:
+        contestants: list[Contestant] = [await stack.enter_async_context(ours(setup, folder / "ours"))]
+        if not args.alone:
+            contestants.append(await stack.enter_async_context(stock(setup, folder, folder / "adapters")))
+        await prepare(contestants, [*pool, *many])
+        if "beside" in args.loads:
+            figures["beside"] = await beside(args, contestants, pool, vocabulary)
+        if "zipf" in args.loads:
+            figures["zipf"] = await zipf(args, contestants, many, vocabulary)
+        if "churn" in args.loads:
+            mine = contestants[0]
+            assert isinstance(mine, Ours)
+            figures["churn"] = (await churn(mine, many[: 4 * args.slots], args.requests, seed=args.seed)).figures()
+            figures["longest_load_wait_s"] = round(mine.residency.longest_wait_s, 3)
+    return figures
+
+
+def engine_arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """VLLM's arguments of this run: the user's, and no weights where there is only a shape."""
+    given: dict[str, Any] = json.loads(args.args)
+    return {"load_format": "dummy"} | given if args.shape else given
+
+
+async def prepare(contestants: Sequence[Contestant], adapters: Sequence[AdapterVersion]) -> None:
+    """What our registry does when adapters are registered."""
+    mine = next(contestant for contestant in contestants if isinstance(contestant, Ours))
+    for adapter in adapters:
+        await mine.engine.prepare(adapter)
+    deadline = time.monotonic() + 60 + 3 * len(adapters)
+    while mine.prepared() < len(adapters) and time.monotonic() < deadline:  # noqa: ASYNC110 - the engine does not tell
+        await asyncio.sleep(0.2)
+
+
+async def beside(
+    args: argparse.Namespace, contestants: Sequence[Contestant], pool: Sequence[AdapterVersion], vocabulary: int
+) -> dict[str, Any]:
+    """Streams on half of the slots, probes on warm adapters (control) and on cold ones, in turn."""
+    warm, cold = pool[: args.slots], iter(pool[args.slots :])
+    load = Interference(warm[: max(1, args.slots // 2)], args.streams, args.tokens, args.every, args.prompt, vocabulary)
+    figures: dict[str, Any] = {contestant.name: {"control": [], "cold": []} for contestant in contestants}
+    for number in range(args.rounds):
+        chosen = list(itertools.islice(cold, args.probes))
+        for contestant in contestants:
+            await arrange(args.tier, contestant, chosen)
+            control = await load.run(contestant, warm_probes(load.warm, args.probes), args.seed + number)
+            figures[contestant.name]["control"].append(control.figures())
+            disturbed = await load.run(contestant, iter(chosen), args.seed + number)
+            figures[contestant.name]["cold"].append(disturbed.figures())
+    return figures
+
+
+def warm_probes(warm: Sequence[AdapterVersion], count: int) -> Iterator[AdapterVersion]:
+    """As many probes as there are cold ones, on adapters that stream already."""
+    return itertools.islice(itertools.cycle(warm), count)
+
+
+async def arrange(tier: str, contestant: Contestant, adapters: Sequence[AdapterVersion]) -> None:
+    """Let `adapters` be no nearer and no farther than `tier`."""
+    if tier == "host" and isinstance(contestant, Ours):
+        for adapter in adapters:
+            await contestant.engine.stage(adapter)
+        await asyncio.sleep(1.0 + 0.1 * len(adapters))
+    if tier == "disk":
+        folders = [adapter.path for adapter in adapters]
+        if isinstance(contestant, Ours):
+            folders += contestant.prepared_folders()
+        drop_from_page_cache(folders)
+
+
+def drop_from_page_cache(folders: Sequence[Path]) -> None:
+    """Let the next reader of the files in `folders` wait for the disk."""
+    for file in itertools.chain.from_iterable(folder.iterdir() for folder in folders):
+        descriptor = os.open(file, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(descriptor)
+
+
+async def zipf(
+    args: argparse.Namespace, contestants: Sequence[Contestant], many: Sequence[AdapterVersion], vocabulary: int
+) -> dict[str, Any]:
+    """Arrivals over all adapters at a share of what the last contestant gets through with as many as it has slots."""
+    few = Arrivals(many[: args.slots], args.prompt, args.answer, vocabulary)
+    saturation = await few.closed(contestants[-1], args.clients, args.seconds, args.seed)
+    load = Arrivals(many, args.prompt, args.answer, vocabulary)
+    figures: dict[str, Any] = {"saturation_per_s": round(saturation, 2)}
+    for contestant in contestants:
+        figures[contestant.name] = []
+    for number in range(args.rounds):
+        for contestant in contestants:
+            got = await load.open(contestant, SATURATION_SHARE * saturation, args.seconds, args.seed + number)
+            figures[contestant.name].append(got)
+    return figures
+
+
+def median(rounds: Sequence[dict[str, float]], figure: str) -> float:
+    """Of one figure over rounds."""
+    return statistics.median(one[figure] for one in rounds)
+
+
+def bars_of(args: argparse.Namespace, figures: dict[str, Any]) -> list[Bar]:
+    """The bars of what was measured."""
+    bars = []
+    if mine := figures.get("beside", {}).get("ours"):
+        control, cold = mine["control"], mine["cold"]
+        ratio = statistics.median(two["gap_p99_ms"] / one["gap_p99_ms"] for one, two in zip(control, cold, strict=True))
+        later = median(cold, "probe_first_p95_ms") - median(control, "probe_first_p95_ms")
+        bars += [
+            Bar("p99 between tokens, cold / control", round(ratio, 3), 1.05, "x", "at most"),
+            Bar(
+                "gaps over 50 ms per 10,000 tokens, cold - control",
+                round(median(cold, "long_gaps_per_10k") - median(control, "long_gaps_per_10k"), 1),
+                0,
+                "gaps",
+                "at most",
+            ),
+            Bar(
+                f"first token p95, cold ({args.tier}) - warm",
+                round(later, 1),
+                100 if args.tier == "disk" else 30,
+                "ms",
+                "at most",
+            ),
+        ]
+    if {"ours", "stock"} <= figures.get("zipf", {}).keys():
+        mine, theirs = figures["zipf"]["ours"], figures["zipf"]["stock"]
+        rate = median(mine, "completed_per_s") / max(1e-9, median(theirs, "completed_per_s"))
+        first = median(mine, "first_p99_ms") / max(1e-9, median(theirs, "first_p99_ms"))
+        bars += [
+            Bar("Zipf: completed a second, ours / stock", round(rate, 3), 1.3, "x", "at least"),
+            Bar("Zipf: first token p99, ours / stock", round(first, 3), 0.5, "x", "at most"),
+        ]
+    if churned := figures.get("churn"):
+        bars += [
+            Bar("churn: answers that are not the adapter's fingerprint", churned["wrong"], 0, "answers", "at most"),
+            Bar("churn: engine restarts", churned["engine_restarts"], 0, "restarts", "at most"),
+            Bar("churn: growth of memory", churned["memory_growth_percent"], 2, "%", "at most"),
+        ]
+    return bars
+
+
+def parse() -> argparse.Namespace:
+    """The command line; `--smoke` replaces the sizes."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--loads", type=lambda text: text.split(","), default=LOADS, help=",".join(LOADS))
+    parser.add_argument("--alone", action="store_true", help="without stock vLLM")
+    parser.add_argument("--model", default=EMBEDDED, help="a folder, or 'embedded'")
+    parser.add_argument("--shape", choices=SHAPES, help="random weights in this shape instead")
+    parser.add_argument("--profile", default=AUTO)
+    parser.add_argument("--args", default="{}", help="further arguments of vLLM for both, in JSON")
+    parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--max-rank", type=int, default=16, help="of the slots")
+    parser.add_argument("--slots", type=int, default=8)
+    parser.add_argument("--adapters", type=int, default=256, help="for zipf")
+    parser.add_argument("--host-adapters", type=int, default=32, help="that stock may keep in host memory")
+    parser.add_argument("--tier", choices=TIERS, default="page-cache", help="where cold adapters are")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--streams", type=int, default=16)
+    parser.add_argument("--tokens", type=int, default=3000, help="of each stream")
+    parser.add_argument("--every", type=float, default=0.5, help="seconds between probes")
+    parser.add_argument("--probes", type=int, default=40, help="in a round")
+    parser.add_argument("--prompt", type=int, default=256, help="tokens")
+    parser.add_argument("--answer", type=int, default=64, help="tokens of an answer in zipf")
+    parser.add_argument("--clients", type=int, default=64, help="at once, to find the saturation")
+    parser.add_argument("--seconds", type=float, default=30.0, help="of a zipf round")
+    parser.add_argument("--requests", type=int, default=10_000, help="of churn")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--smoke", action="store_true")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--plot", type=Path, help="a PNG of the gaps")
+    args = parser.parse_args()
+    if args.smoke:
+        vars(args).update(SMOKE)
+    return args
+
+
+def main() -> None:
+    """Run and print."""
+    args = parse()
+    with tempfile.TemporaryDirectory(prefix="loradock-residency-") as temporary:
+        figures = asyncio.run(measure(args, Path(temporary)))
+    settings = {name: value for name, value in vars(args).items() if name not in {"out", "plot"}}
+    publish(result("residency", settings, figures, bars_of(args, figures)), [], args.out)
+    if args.plot is not None:
+        draw(figures, args.plot)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""Fitting: rows or texts go in, an estimator for the request path comes out. Slow; imports scikit-learn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from router.agents import AgentRecogniser
+from router.learned.blend import Blend
+from router.learned.linear import LinearOutcomes
+from router.learned.outcomes import OutcomeEstimator, RouteRow
+from router.learned.recogniser import FamiliarityRecogniser
+
+AUTO = "auto"
+ESTIMATORS: dict[str, type[LinearOutcomes] | type[Blend]] = {LinearOutcomes.KIND: LinearOutcomes, Blend.KIND: Blend}
+LEAST_ROWS = 50
+"""fewer tell nothing"""
+
+
+class TooFewRows(ValueError):
+    """There is not enough to learn from. The message is one line and says what is missing."""
+
+
+def fit_outcomes(rows: Sequence[RouteRow], *, seed: int = 0, estimator: str = AUTO) -> OutcomeEstimator:
+    """Learn both tiers' outcomes. `estimator` names one of them, `auto` is the blend.
+
+    Raises TooFewRows for fewer than `LEAST_ROWS` rows or where all had the same outcome, ValueError for an estimator
+    that does not exist.
+    """
+    name = Blend.KIND if estimator == AUTO else estimator
+    if name not in ESTIMATORS:
+        raise ValueError(f"no estimator '{estimator}'; there are: {AUTO}, {', '.join(ESTIMATORS)}")
+    if len(rows) < LEAST_ROWS:
+        raise TooFewRows(f"{len(rows)} rows; {LEAST_ROWS} are the least to learn outcomes from")
+    if len({(row.weak, row.strong) for row in rows}) < 2:
+        raise TooFewRows("all rows have the same outcome")
+    return ESTIMATORS[name].fit(rows, seed=seed)
+
+
+def fit_recogniser(texts: Sequence[str], agents: Sequence[str], *, seed: int = 0) -> AgentRecogniser:
+    """Learn to tell the agent of a text, and that it is none's.
+
+    Raises TooFewRows for fewer than `LEAST_ROWS` texts or fewer than two agents.
+    """
+    if len(texts) < LEAST_ROWS:
+        raise TooFewRows(f"{len(texts)} texts; {LEAST_ROWS} are the least to learn agents from")
+    if len(set(agents)) < 2:
+        raise TooFewRows("all texts are of one agent")
+    return FamiliarityRecogniser.fit(texts, agents, seed=seed)

@@ -1,0 +1,81 @@
+"""What the engine's process adds to vLLM's worker: staging, by calls that return at once.
+
+vLLM mixes this class into its worker (`worker_extension_cls`) and runs its methods between two steps, on the thread
+that runs the model; so each of them does next to nothing, and polling stands for waiting.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import msgspec
+import torch
+
+from serving.engine.worker.bridge import UnknownVllm
+from serving.engine.worker.protocol import FAILED, PENDING, READY, StagingPlan
+from serving.engine.worker.slot_bank import SlotBank, stop_pinning
+from serving.engine.worker.staging import Adapter, Progress, Stager, Staging, open_stager
+
+SWITCH_INTERVAL_S = 1e-4
+"""how long a thread of ours may keep the engine's waiting for the interpreter; Python's own is 5 ms"""
+
+
+class StagingExtension:
+    """Mixed into vLLM's worker: attributes must not be those of a worker, hence the prefix."""
+
+    _loradock_bank: SlotBank
+    _loradock_stager: Stager
+    _loradock_stagings: dict[int, Staging]
+
+    def loradock_open(self, plan: str) -> str:
+        """Begin to stage by `plan`, in JSON. Returns why it cannot be done here, or nothing."""
+        try:
+            self._loradock_bank = SlotBank(self)
+            self._loradock_stager = open_stager(self._loradock_bank, msgspec.json.decode(plan, type=StagingPlan))
+            stop_pinning()
+        except (UnknownVllm, OSError, RuntimeError, AttributeError) as error:
+            return " ".join(str(error).split()) or type(error).__name__
+        self._loradock_stagings = {}
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
+        return ""
+
+    def loradock_begin(self, ticket: int, engine_id: int, name: str, path: str, digest: str) -> str:
+        """Reserve a slot for the adapter and begin to fill it. Returns why it cannot be, or nothing."""
+        slot = self._loradock_bank.reserve()
+        if slot is None:
+            return "no slot is free"
+        staging = Staging(Adapter(name, path, digest), slot, self._loradock_mark(), ticket)
+        self._loradock_stagings[engine_id] = staging
+        self._loradock_stager.begin(staging)
+        return ""
+
+    def loradock_poll(self, engine_id: int) -> dict[str, Any]:
+        """Commit the adapter if its slot is filled. Returns `state`, and for one that ended `reason` and `tiers`."""
+        staging = self._loradock_stagings.get(engine_id)
+        if staging is None:  # committed by an earlier call, while another worker was not ready
+            return {"state": READY, "tiers": self._loradock_stager.tiers()}
+        if staging.progress is Progress.STAGING:
+            return {"state": PENDING}
+        del self._loradock_stagings[engine_id]
+        if staging.progress is Progress.FAILED:
+            self._loradock_bank.free(staging.slot)
+            return {"state": FAILED, "reason": staging.reason, "tiers": self._loradock_stager.tiers()}
+        self._loradock_bank.commit(staging.slot, engine_id, staging.rank)
+        return {"state": READY, "tiers": self._loradock_stager.tiers()}
+
+    def loradock_remove(self, engine_id: int) -> None:
+        """Free the adapter's slot."""
+        self._loradock_bank.remove(engine_id)
+
+    def loradock_prefetch(self, name: str, path: str, digest: str, keep: bool) -> None:
+        """Prepare an adapter for later; with `keep`, also bring it into host memory."""
+        self._loradock_stager.prefetch(Adapter(name, path, digest), keep=keep)
+
+    def _loradock_mark(self) -> Any:
+        """The device's event behind all that was launched so far; None where the device runs in step with us."""
+        if self._loradock_bank.device.type != "cuda":
+            return None
+        event = torch.cuda.Event()
+        event.record()
+        return event

@@ -1,0 +1,295 @@
+"""Adapters on their way to a slot, on threads beside the engine's.
+
+An adapter is prepared once (`prepared`), read into host memory (`arena`) and copied into a slot that was reserved for
+it (`slot_bank`), with nothing for the engine's thread to do but reserve and commit. What is copied into a reserved slot
+no running request reads, so it needs no step to end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from serving.engine.worker.arena import Arena, Row
+from serving.engine.worker.notices import Teller
+from serving.engine.worker.prepared import Damaged, Head, PreparedFolder
+from serving.engine.worker.protocol import StagingPlan
+from serving.engine.worker.slot_bank import Packed, SlotBank
+
+log = logging.getLogger(__name__)
+
+READERS = max(1, min(4, (os.cpu_count() or 1) // 4))
+"""threads that read one file together; on a small machine the model wants the other cores"""
+SLICE = 8 << 20
+"""bytes on their way to the device at once: the engine's own small copies wait for no more than these"""
+
+
+class Progress(StrEnum):
+    """Of one adapter on its way."""
+
+    STAGING = "staging"
+    FILLED = "filled"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """What staging is told: engine-side name, folder, and the digest of what is in it."""
+
+    name: str
+    path: str
+    digest: str
+
+
+@dataclass(eq=False, slots=True)
+class Staging:
+    """One adapter on its way to `slot`. `freed` is the device's event after which nothing reads the slot any more.
+
+    `ticket` is for who asked.
+    """
+
+    adapter: Adapter
+    slot: int
+    freed: Any
+    ticket: int = 0
+    progress: Progress = Progress.STAGING
+    reason: str = ""
+    rank: int = 0
+
+
+class Stager:
+    """Brings adapters into host memory and into slots. `begin` and `prefetch` return at once."""
+
+    def __init__(
+        self, bank: SlotBank, arena: Arena, folder: PreparedFolder, *, on_filled: Callable[[int], None] = lambda _: None
+    ) -> None:
+        """`on_filled` is called with the ticket of each staging that has filled its slot, on a thread of ours."""
+        self._on_filled = on_filled
+        self._bank = bank
+        self._arena = arena
+        self._folder = folder
+        self._urgent = ThreadPoolExecutor(1, "loradock-stage")
+        self._idle = ThreadPoolExecutor(1, "loradock-prefetch")
+        self._readers = ThreadPoolExecutor(READERS, "loradock-read")
+        self._busy: set[str] = set()
+        self._turn = threading.Condition()
+        self._stream = torch.cuda.Stream(bank.device) if bank.device.type == "cuda" else None
+        self._counts: Counter[str] = Counter()
+        self._seconds: defaultdict[str, float] = defaultdict(float)
+
+    def begin(self, staging: Staging) -> None:
+        """Start to fill `staging.slot`; `staging.progress` tells when it is done."""
+        self._urgent.submit(self._stage, staging)
+
+    def prefetch(self, adapter: Adapter, *, keep: bool) -> Future[None]:
+        """Prepare an adapter for later; with `keep`, also bring it into host memory."""
+        return self._idle.submit(self._prefetch, adapter, keep)
+
+    def tiers(self) -> dict[str, dict[str, float]]:
+        """Sizes, use and events of each tier; seconds and bytes are sums."""
+        arena, folder = self._arena, self._folder
+        return {
+            "disk": {
+                "capacity_bytes": folder.capacity,
+                "used_bytes": folder.used,
+                "adapters": folder.count,
+                "evictions": folder.evictions,
+                "prepared": self._counts["prepared"],
+                "damaged": self._counts["damaged"],
+                "prepare_seconds": self._seconds["prepare"],
+            },
+            "host": {
+                "capacity_bytes": arena.capacity,
+                "used_bytes": arena.used,
+                "adapters": arena.count,
+                "hits": arena.hits,
+                "misses": arena.misses,
+                "evictions": arena.evictions,
+                "read_bytes": self._counts["read_bytes"],
+                "read_seconds": self._seconds["read"],
+            },
+            "slots": {
+                "capacity": self._bank.count,
+                "filled": self._counts["filled"],
+                "failed": self._counts["failed"],
+                "fill_bytes": self._counts["fill_bytes"],
+                "fill_seconds": self._seconds["fill"],
+            },
+        }
+
+    def _stage(self, staging: Staging) -> None:
+        try:
+            row = self._bring(staging.adapter)
+            try:
+                self._fill(staging, row)
+            finally:
+                self._arena.release(row)
+            self._on_filled(staging.ticket)
+        except Exception as error:  # whatever vLLM makes of a bad adapter; told to who asked for it
+            self._counts["failed"] += 1
+            staging.reason = " ".join(str(error).split()) or type(error).__name__
+            staging.progress = Progress.FAILED
+
+    def _prefetch(self, adapter: Adapter, keep: bool) -> None:
+        try:
+            if keep:
+                self._arena.release(self._bring(adapter))
+            else:
+                with self._single(adapter.digest):
+                    if self._open(adapter.digest) is None:
+                        self._prepare(adapter, keep=False)
+        except Exception as error:  # as above; whoever needs the adapter will be told
+            log.info("prefetching %s: %s", adapter.name, error)
+
+    def _bring(self, adapter: Adapter) -> Row:
+        """The adapter's row in host memory, in use until it is released."""
+        with self._single(adapter.digest):
+            return self._arena.find(adapter.digest) or self._read(adapter) or self._prepare(adapter, keep=True)
+
+    def _read(self, adapter: Adapter) -> Row | None:
+        """Read the prepared file; None if there is none that is whole."""
+        file = self._open(adapter.digest)
+        if file is None:
+            return None
+        row = self._arena.take(file.head.size)
+        began = time.perf_counter()
+        try:
+            file.read_into(row.memory, self._readers)
+        except (Damaged, OSError) as error:
+            self._arena.discard(row)
+            self._forget(adapter.digest, error)
+            return None
+        self._seconds["read"] += time.perf_counter() - began
+        self._counts["read_bytes"] += file.head.size
+        return self._keep(adapter.digest, row, file.head)
+
+    def _prepare(self, adapter: Adapter, *, keep: bool) -> Row:
+        """Make the row from the adapter's folder and write its prepared file."""
+        began = time.perf_counter()
+        packed = self._bank.pack(adapter.name, adapter.path)
+        present = tuple(sorted(packed.tensors))
+        parts, size = self._bank.layout.parts(present, packed.rank)
+        head = Head(adapter.digest, packed.rank, present, size)
+        row = self._arena.take(size) if keep else Row(torch.empty(size, dtype=torch.uint8), None)
+        row.buffer.zero_()
+        self._lay_out(row, head)
+        for part, into in zip(parts, row.parts, strict=True):
+            into.copy_(_filled(packed, part.field, part.shape))
+        try:
+            self._folder.write(head, row.memory)
+        except OSError as error:
+            log.warning("the prepared form of %s cannot be kept: %s", adapter.name, error)
+        self._seconds["prepare"] += time.perf_counter() - began
+        self._counts["prepared"] += 1
+        return self._keep(adapter.digest, row, head)
+
+    def _keep(self, digest: str, row: Row, head: Head) -> Row:
+        self._lay_out(row, head)
+        self._arena.keep(digest, row)
+        return row
+
+    def _lay_out(self, row: Row, head: Head) -> None:
+        """Make the row's parts tensors, once: each costs the interpreter microseconds, and the engine wants it too."""
+        if row.parts:
+            return
+        layout = self._bank.layout
+        parts, _ = layout.parts(head.present, head.rank)
+        row.head = head
+        row.parts = [
+            row.buffer[part.offset : part.offset + part.size]
+            .view(getattr(torch, layout.fields[part.field].dtype))
+            .view(part.shape)
+            for part in parts
+        ]
+
+    def _fill(self, staging: Staging, row: Row) -> None:
+        """Copy the row into the slot, in slices."""
+        began = time.perf_counter()
+        targets = self._bank.targets(staging.slot, row.head.rank)
+        filled = [targets[number] for number in row.head.present]
+        with torch.inference_mode(), self._on_stream(staging.freed):
+            torch._foreach_zero_(self._bank.whole(staging.slot))
+            for begin, end in slices(row.parts):
+                torch._foreach_copy_(filled[begin:end], row.parts[begin:end], non_blocking=True)
+                self._settle()
+        self._seconds["fill"] += time.perf_counter() - began
+        self._counts["fill_bytes"] += row.head.size
+        self._counts["filled"] += 1
+        staging.rank = row.head.rank
+        staging.progress = Progress.FILLED
+
+    @contextlib.contextmanager
+    def _on_stream(self, freed: Any) -> Iterator[None]:
+        if self._stream is None:
+            yield
+            return
+        with torch.cuda.stream(self._stream):
+            self._stream.wait_event(freed)
+            yield
+
+    def _settle(self) -> None:
+        if self._stream is not None:
+            self._stream.synchronize()
+
+    def _open(self, digest: str) -> Any:
+        try:
+            return self._folder.open(digest)
+        except Damaged as error:
+            self._forget(digest, error)
+            return None
+
+    def _forget(self, digest: str, error: Exception) -> None:
+        log.warning("the prepared form of %s is made again: %s", digest[:12], error)
+        self._counts["damaged"] += 1
+        self._folder.remove(digest)
+
+    @contextlib.contextmanager
+    def _single(self, digest: str) -> Iterator[None]:
+        """One thread at a time for each adapter."""
+        with self._turn:
+            self._turn.wait_for(lambda: digest not in self._busy)
+            self._busy.add(digest)
+        try:
+            yield
+        finally:
+            with self._turn:
+                self._busy.discard(digest)
+                self._turn.notify_all()
+
+
+def slices(parts: list[torch.Tensor]) -> Iterator[tuple[int, int]]:
+    """Cut a row into runs of parts of about `SLICE` bytes."""
+    begin = size = 0
+    for number, part in enumerate(parts):
+        size += part.numel() * part.element_size()
+        if size >= SLICE:
+            yield begin, number + 1
+            begin, size = number + 1, 0
+    if begin < len(parts):
+        yield begin, len(parts)
+
+
+def _filled(packed: Packed, number: int, shape: tuple[int, ...]) -> torch.Tensor:
+    tensor = packed.tensors[number]
+    for dim, size in enumerate(shape):
+        tensor = tensor.narrow(dim, 0, size)
+    return tensor
+
+
+def open_stager(bank: SlotBank, plan: StagingPlan) -> Stager:
+    """A stager with its tiers. Raises OSError or RuntimeError if one cannot be had."""
+    arena = Arena(plan.host_bytes, pinned=bank.device.type == "cuda")
+    folder = PreparedFolder(Path(plan.folder) / bank.layout.key, plan.disk_bytes)
+    return Stager(bank, arena, folder, on_filled=Teller(plan.notices).tell)

@@ -1,0 +1,138 @@
+"""The parts of the residency bench that need no engine."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import itertools
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from adapters_registry.model import AdapterVersion
+from bench.random_adapters import make_adapters
+from bench.residency import bars_of, drop_from_page_cache
+from bench.residency_loads import Arrivals, Interference, Trace, at
+from bench.residency_plot import draw
+from bench.shapes import SHAPES, write_shape
+from bench.throughput import tokens_per_s
+from configs import embedded
+
+
+class Answer:
+    def __init__(self, status: int, tokens: int, each_s: float) -> None:
+        self.status = status
+        self._tokens = tokens
+        self._each_s = each_s
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        for _ in range(self._tokens):
+            await asyncio.sleep(self._each_s)
+            yield b'data: {"choices": []}\n\n'
+        yield b"data: [DONE]\n\n"
+
+
+class Metronome:
+    """A contestant that gives a token each 5 ms, refuses what it is told to, and notes what it was asked for."""
+
+    name = "metronome"
+
+    def __init__(self, refuse: str = "") -> None:
+        self.refuse = refuse
+        self.asked: list[str] = []
+
+    @contextlib.asynccontextmanager
+    async def opening(self, adapter: AdapterVersion | None, body: dict[str, Any]) -> AsyncIterator[Answer]:
+        name = adapter.name if adapter else "base"
+        self.asked.append(name)
+        yield Answer(404 if name == self.refuse else 200, body["max_tokens"], 0.005)
+
+    def pid(self) -> int | None:
+        return None
+
+
+@pytest.fixture(scope="module")
+def adapters(tmp_path_factory: pytest.TempPathFactory) -> list[AdapterVersion]:
+    return make_adapters(embedded.BASE, tmp_path_factory.mktemp("adapters"), 4, 8)
+
+
+def test_random_adapters_fit_the_base_and_differ(adapters: list[AdapterVersion]) -> None:
+    weights = [load_file(adapter.path / "adapter_model.safetensors") for adapter in adapters]
+    layers = json.loads((embedded.BASE / "config.json").read_text())["num_hidden_layers"]
+    assert len(weights[0]) == layers * 7 * 2
+    name = "base_model.model.model.layers.0.mlp.down_proj.lora_A.weight"
+    assert all(tensor.isfinite().all() for tensor in weights[0].values())
+    assert str(weights[0][name].dtype) == "torch.bfloat16"
+    assert not any(one[name].equal(two[name]) for one, two in itertools.combinations(weights, 2))
+    assert len({adapter.engine_id for adapter in adapters}) == len(adapters)
+    assert all(adapter.path.name == adapter.engine_name for adapter in adapters)
+    drop_from_page_cache([adapter.path for adapter in adapters])
+
+
+async def test_probes_stand_beside_streams_and_every_gap_is_counted(adapters: list[AdapterVersion]) -> None:
+    contestant = Metronome()
+    load = Interference(adapters[:1], streams=3, tokens=60, every_s=0.05, prompt=4, vocabulary=100)
+    figures = (await load.run(contestant, iter(adapters[1:]), seed=0)).figures()
+    assert contestant.asked.count(adapters[0].name) == 3
+    assert figures["probes"] == 3
+    assert figures["errors"] == 0
+    assert figures["tokens"] > 30
+    assert 5 <= figures["gap_p50_ms"] < 50
+    assert figures["probe_first_p50_ms"] >= 5
+
+
+async def test_refused_requests_are_errors_not_answers(adapters: list[AdapterVersion]) -> None:
+    load = Arrivals(adapters[:2], prompt=4, tokens=3, vocabulary=100)
+    figures = await load.open(Metronome(refuse=adapters[0].name), rate=100, seconds=0.3, seed=1)
+    assert 0 < figures["errors"] < figures["requests"]
+    with pytest.raises(RuntimeError, match="status 404"):
+        await Arrivals(adapters[:1], 4, 3, 100).closed(Metronome(refuse=adapters[0].name), 2, 0.05, 0)
+    assert await load.closed(Metronome(), clients=2, seconds=0.2, seed=0) > 20
+
+
+async def test_tokens_a_second_are_those_of_all_streams(adapters: list[AdapterVersion]) -> None:
+    args = argparse.Namespace(streams=4, tokens=20, prompt=4, seed=0)
+    assert 200 < await tokens_per_s(Metronome(), [None, adapters[0]], args, 100) < 4 * 220
+
+
+def test_gaps_are_those_that_end_inside() -> None:
+    trace = Trace(0.0, [1.0, 2.0, 4.0, 7.0])
+    assert trace.gaps(1.5, 5.0) == [1.0, 2.0]
+    assert trace.first_s == 1.0
+    assert at([3.0, 1.0, 2.0], 0.5) == 2.0
+    assert at([], 0.5) == 0
+
+
+def test_bars_compare_with_the_control_and_with_stock(tmp_path: Path) -> None:
+    def round_of(p99: float, long: float, first: float) -> dict[str, float]:
+        return {"gap_p99_ms": p99, "long_gaps_per_10k": long, "probe_first_p95_ms": first, "gap_max_ms": 2 * p99}
+
+    beside = {"ours": {"control": [round_of(10, 5, 20)], "cold": [round_of(11, 4, 60)]}}
+    zipf = {
+        "ours": [{"completed_per_s": 30, "first_p99_ms": 100}],
+        "stock": [{"completed_per_s": 20, "first_p99_ms": 300}],
+    }
+    bars = bars_of(argparse.Namespace(tier="host"), {"beside": beside, "zipf": zipf})
+    assert [(bar.measured, bar.met) for bar in bars] == [
+        (1.1, False),
+        (-1, True),
+        (40, False),
+        (1.5, True),
+        (0.333, True),
+    ]
+    assert bars_of(argparse.Namespace(tier="disk"), {"beside": beside})[2].met
+    assert bars_of(argparse.Namespace(tier="disk"), {}) == []
+    draw({"beside": beside}, tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").stat().st_size > 1000
+
+
+def test_a_shape_has_a_config_and_a_token_for_each_number(tmp_path: Path) -> None:
+    folder = write_shape("tiny", tmp_path / "shape")
+    config = json.loads((folder / "config.json").read_text())
+    assert len(config["layer_types"]) == config["num_hidden_layers"] == SHAPES["tiny"]["num_hidden_layers"]
+    assert len(json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]) == config["vocab_size"]

@@ -1,0 +1,120 @@
+"""Adapters staged beside the engine answer as vLLM's own way of loading them makes them answer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adapters_registry.model import AdapterVersion
+from bench.contestants import residency_of
+from bench.residency_churn import churn
+from bench.residency_loads import Arrivals, Interference
+from configs import embedded
+from serving.engine.process import VllmEngine
+from tests.engine import MakeAdapter, adapter_at, ask
+from tests.engine.conftest import START_TIMEOUT_S, make_engine
+from tests.serving.waiting import until
+
+pytestmark = [pytest.mark.engine, pytest.mark.asyncio(loop_scope="session")]
+
+TASKS = ("I was charged twice for one order.", "The supplier is liable up to the fees paid.", "SQL is built by hand.")
+STAGING_ON, STAGING_OFF = "loradock: staging on", "loradock: staging off"
+
+
+def demo_adapters() -> list[AdapterVersion]:
+    return [adapter_at(embedded.ADAPTERS / name, 9000 + number) for number, name in enumerate(embedded.ADAPTER_AGENTS)]
+
+
+async def said(engine: VllmEngine, adapter: AdapterVersion) -> list[tuple[str, list[float]]]:
+    """Text and log-probabilities of the adapter's answers, loaded for them alone."""
+    answers = []
+    await engine.load(adapter)
+    for task in TASKS:
+        status, answer = await ask(engine, adapter.engine_name, text=task, logprobs=True)
+        assert status == 200
+        choice = answer["choices"][0]
+        answers.append((choice["message"]["content"], [token["logprob"] for token in choice["logprobs"]["content"]]))
+    await engine.unload(adapter.engine_name, adapter.engine_id)
+    return answers
+
+
+async def tiers(engine: VllmEngine) -> Mapping[str, float]:
+    """The figures of the tiers in the engine's metrics, as `tier.figure`."""
+    figures = {}
+    for line in (await engine.scrape_metrics()).decode().splitlines():
+        if line.startswith("loradock_tier_"):
+            name, _, rest = line.removeprefix("loradock_tier_").partition('{tier="')
+            tier, _, value = rest.partition('"} ')
+            figures[f"{tier}.{name}"] = float(value)
+    return figures
+
+
+@pytest.mark.slow
+async def test_outputs_are_those_of_the_stock_path_which_serves_where_staging_cannot(
+    vllm_engine: VllmEngine, tmp_path: Path
+) -> None:
+    (tmp_path / "prepared").write_text("a file where a folder should be")
+    stock = make_engine(tmp_path)
+    await stock.start()
+    try:
+        await stock.wait_ready(START_TIMEOUT_S)
+        assert stock.log_path.read_text().count(STAGING_OFF) == 1
+        assert STAGING_ON in vllm_engine.log_path.read_text()
+        for adapter in demo_adapters():
+            for (text, own), (stock_text, stocks) in zip(
+                await said(vllm_engine, adapter), await said(stock, adapter), strict=True
+            ):
+                assert text == stock_text
+                assert own == pytest.approx(stocks, abs=1e-5)
+    finally:
+        await stock.stop()
+
+
+async def test_an_adapter_comes_from_memory_the_second_time_and_from_disk_after_its_prepared_file_was_lost(
+    vllm_engine: VllmEngine, make_adapter: MakeAdapter
+) -> None:
+    adapter = make_adapter(scale=0.5)
+    first = await said(vllm_engine, adapter)
+    before = await tiers(vllm_engine)
+    assert await said(vllm_engine, adapter) == first
+    after = await tiers(vllm_engine)
+    assert after["host.hits"] == before["host.hits"] + 1
+    assert after["disk.prepared"] == before["disk.prepared"]
+    assert after["slots.filled"] == before["slots.filled"] + 1
+    assert 0 < after["host.used_bytes"] <= after["host.capacity_bytes"]
+
+
+async def test_a_damaged_prepared_file_is_made_again(vllm_engine: VllmEngine, make_adapter: MakeAdapter) -> None:
+    adapter = make_adapter(scale=0.5)
+    [layout] = (vllm_engine.log_path.parents[1] / "prepared").iterdir()
+    file = layout / f"{adapter.digest}.row"
+    await vllm_engine.prepare(adapter)
+    await until(file.exists)
+    file.write_bytes(file.read_bytes()[:-4] + b"!!!!")
+    damaged = (await tiers(vllm_engine)).get("disk.damaged", 0)
+    status = await said(vllm_engine, adapter)
+    assert (await tiers(vllm_engine))["disk.damaged"] == damaged + 1
+    twin = replace(adapter, name="twin")  # the same content, and so the same row, under another name
+    assert await said(vllm_engine, twin) == status
+
+
+async def test_the_residency_bench_runs_on_any_engine(vllm_engine: VllmEngine, make_adapter: MakeAdapter) -> None:
+    vocabulary = json.loads((embedded.BASE / "config.json").read_text())["vocab_size"]
+    adapters = [make_adapter(scale=0.5) for _ in range(2 * vllm_engine.slots)]
+    async with residency_of(vllm_engine) as contestant:
+        beside = Interference(adapters[:1], streams=2, tokens=60, every_s=0.05, prompt=16, vocabulary=vocabulary)
+        figures = (await beside.run(contestant, iter(adapters[1:]), seed=0)).figures()
+        assert figures["errors"] == 0
+        assert figures["probes"] > 0
+        assert figures["tokens"] > 20
+        arrivals = Arrivals(adapters, prompt=16, tokens=4, vocabulary=vocabulary)
+        opened: dict[str, Any] = await arrivals.open(contestant, rate=20, seconds=1.0, seed=0)
+        assert opened["errors"] == 0
+        churned = (await churn(contestant, adapters, 60, clients=4)).figures()
+        assert (churned["wrong"], churned["errors"], churned["engine_restarts"]) == (0, 0, 0)
+        assert churned["changes"] > 0

@@ -1,0 +1,119 @@
+"""The order of loads and unloads in the engine's process, with spare slots."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from serving.engine.worker.adapters import Adapters, LoadRefused
+
+
+class Engine:
+    """Slots that notice when more adapters are in them than there are."""
+
+    dead = False
+
+    def __init__(self, slots: int, spare: int) -> None:
+        self.slots = slots
+        self.spare = spare
+        self.resident: set[int] = set()
+        self.most = 0
+        self.published: dict[str, int] = {}
+        self.requests: Counter[str | None] = Counter()
+        self.refuse = False
+
+    def adapters(self) -> dict[str, int]:
+        return self.published
+
+    def running(self) -> Counter[str | None]:
+        return self.requests
+
+    async def add(self, name: str, engine_id: int, path: str, digest: str) -> None:
+        if self.refuse:
+            raise ValueError("Call to add_lora method failed: no\nsuch thing")
+        self.resident.add(engine_id)
+        self.most = max(self.most, len(self.resident))
+        await asyncio.sleep(0.002)
+
+    async def remove(self, engine_id: int) -> None:
+        await asyncio.sleep(0)
+        self.resident.discard(engine_id)
+
+    def publish(self, name: str, engine_id: int, path: str) -> None:
+        self.published[name] = engine_id
+
+    def withdraw(self, name: str) -> None:
+        self.published.pop(name, None)
+
+
+async def load(adapters: Adapters, number: int, folder: Path) -> None:
+    await adapters.load(f"a{number}", number, str(folder), f"digest{number}")
+
+
+@pytest.mark.parametrize("spare", [0, 1, 2])
+async def test_never_more_adapters_than_slots_and_spare_ones(tmp_path: Path, spare: int) -> None:
+    engine = Engine(2, spare)
+    adapters = Adapters(engine)
+    await load(adapters, 1, tmp_path)
+    await load(adapters, 2, tmp_path)
+    with pytest.raises(LoadRefused, match="all 2 slots"):
+        await load(adapters, 3, tmp_path)
+    for number in range(3, 9):
+        await adapters.unload(f"a{number - 2}", number - 2)
+        await load(adapters, number, tmp_path)
+        assert set(engine.published) == {f"a{number - 1}", f"a{number}"}
+    assert engine.most == 2 + min(spare, 2)
+
+
+async def test_with_a_spare_slot_the_next_adapter_does_not_wait_for_the_last_to_go(tmp_path: Path) -> None:
+    engine = Engine(1, 1)
+    adapters = Adapters(engine)
+    await load(adapters, 1, tmp_path)
+    await adapters.unload("a1", 1)
+    await load(adapters, 2, tmp_path)
+    assert engine.resident == {1, 2}
+    await asyncio.sleep(0.1)
+    assert engine.resident == {2}
+
+
+async def test_an_adapter_that_is_wanted_back_comes_back(tmp_path: Path) -> None:
+    engine = Engine(1, 1)
+    adapters = Adapters(engine)
+    for _ in range(3):
+        await load(adapters, 1, tmp_path)
+        assert engine.published == {"a1": 1}
+        await adapters.unload("a1", 1)
+        await adapters.unload("a1", 1)
+        assert engine.published == {}
+
+
+async def test_unloading_waits_for_running_requests_and_for_one_that_comes_late(tmp_path: Path) -> None:
+    engine = Engine(1, 1)
+    adapters = Adapters(engine)
+    await load(adapters, 1, tmp_path)
+    engine.requests["a1"] = 1
+    unloading = asyncio.create_task(adapters.unload("a1", 1))
+    await asyncio.sleep(0.05)
+    assert not unloading.done()
+    engine.requests["a1"] = 0
+    await unloading
+    engine.requests["a1"] = 1  # resolved before the name was withdrawn
+    await asyncio.sleep(0.1)
+    assert engine.resident == {1}
+    engine.requests["a1"] = 0
+    await asyncio.sleep(0.1)
+    assert engine.resident == set()
+
+
+async def test_a_refused_adapter_leaves_its_slot(tmp_path: Path) -> None:
+    engine = Engine(1, 0)
+    adapters = Adapters(engine)
+    engine.refuse = True
+    with pytest.raises(LoadRefused, match=r"^no such thing$"):
+        await load(adapters, 1, tmp_path)
+    engine.refuse = False
+    await load(adapters, 2, tmp_path)
+    assert engine.published == {"a2": 2}
