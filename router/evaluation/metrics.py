@@ -55,8 +55,8 @@ def resampled_apgr(
     """APGR of several rankings over the same resamples of the rows; shape (rankings, rounds).
 
     A resample draws as many rows with replacement, or with `unit`, the number of each row's group, as many groups with
-    all their rows: rows of a group are no independent evidence of what a new group will bring. What it drew of a row stays together in the ranking, which needs no
-    sorting again.
+    all their rows: rows of a group are no independent evidence of what a new group will bring. What it drew of a row
+    stays together in the ranking, which needs no sorting again.
     """
     rng = np.random.default_rng(seed)
     unit = np.arange(len(gain)) if unit is None else unit
