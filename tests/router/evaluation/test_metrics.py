@@ -91,7 +91,7 @@ def test_ece_is_the_distance_of_belief_and_truth_within_bins() -> None:
     assert metrics.ece(np.ones(3), np.ones(3)) == 0
 
 
-@pytest.mark.skipif(not ROUTES.is_file(), reason="needs the public routing data")
+@pytest.mark.skipif(not ROUTES.is_file(), reason="LORADOCK_TEST_DATA names no folder with the public routing data")
 def test_the_known_figures_of_the_public_data() -> None:
     rows = read_routes(ROUTES)
     gain = np.array([row.strong - row.weak for row in rows])

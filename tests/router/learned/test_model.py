@@ -141,6 +141,15 @@ def _loop(arrays: dict[str, np.ndarray]) -> None:  # type: ignore[type-arg]
         ),
         (_edit(lambda document: document["parts"]["outcomes"]["settings"]["vocabulary"].reverse()), "out of order"),
         (_edit(lambda document: document["parts"]["recogniser"]["settings"].update(agents=["one"])), "fewer than two"),
+        (
+            _edit(lambda document: document["parts"]["recogniser"]["settings"].update(width=float("inf"))),
+            "no finite width",
+        ),
+        (_rewrite(lambda arrays: arrays.update({"recogniser/pair": arrays["recogniser/pair"] - 1})), "that are none"),
+        (
+            _rewrite(lambda arrays: arrays.update({"recogniser/belief": arrays["recogniser/belief"] + 1})),
+            "that are none",
+        ),
         (_rewrite(lambda arrays: arrays.pop("outcomes/line")), "lacks the array 'line'"),
         (_rewrite(lambda arrays: arrays.update({"outcomes/line": np.full((2, 2), np.nan)})), "is no number"),
         (_rewrite(_loop), "lead nowhere"),

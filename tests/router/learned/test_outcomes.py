@@ -109,6 +109,13 @@ def test_terms_are_what_scikit_learn_makes_of_them() -> None:
         assert np.allclose(mine, row[columns], atol=1e-6)
 
 
+def test_a_vocabulary_keeps_the_commonest_words_and_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("router.learned.terms.MOST_WORDS", 2)
+    monkeypatch.setattr("router.learned.terms.MOST_PAIRS", 1)
+    texts = ["red fox", "red fox", "red fox", "red hen", "fox red", "hen red"]
+    assert Terms.fit(texts, min_texts=1).vocabulary == ["fox", "red", "red fox"]
+
+
 def test_one_task_is_encoded_as_many_are() -> None:
     texts = [row.prompt for row in route_rows(60)]
     encoder, rows = Encoder.fit(texts, min_texts=2, seed=0)

@@ -138,7 +138,7 @@ def test_a_missing_matplotlib_is_said_before_the_work(cli: Cli, routes: Path, mo
     assert "matplotlib" in result.err
 
 
-@pytest.mark.skipif(not ROUTES.is_file(), reason="needs the public routing data")
+@pytest.mark.skipif(not ROUTES.is_file(), reason="LORADOCK_TEST_DATA names no folder with the public routing data")
 def test_on_real_rows_the_blend_beats_the_length(cli: Cli, tmp_path: Path) -> None:
     with gzip.open(ROUTES, "rt", newline="", encoding="utf-8") as stream:
         header, *rows = csv.reader(stream)
