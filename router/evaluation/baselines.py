@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -33,26 +33,11 @@ class Scorer(Protocol):
         ...
 
 
-@runtime_checkable
-class KnowsShares(Protocol):
-    """An estimator that knows how the gains of held-out tasks were spread."""
-
-    def threshold(self, share: float) -> float:
-        """The gain that this share of tasks exceeds."""
-        ...
-
-
 class ByGain:
     """Ranks by the gain that an estimator predicts."""
 
     def __init__(self, estimator: OutcomeEstimator) -> None:
         self._estimator = estimator
-
-    def thresholds(self, shares: Sequence[float]) -> list[float] | None:
-        """The score over which each share of strong calls lies, as learned from training rows, or None."""
-        if not isinstance(self._estimator, KnowsShares):
-            return None
-        return [self._estimator.threshold(share) for share in shares]
 
     def judge(self, features: Features, text: str) -> Judgement:
         """The predicted outcomes, and their difference."""

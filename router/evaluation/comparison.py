@@ -11,17 +11,18 @@ from itertools import cycle, islice
 import numpy as np
 
 from router.evaluation import metrics
-from router.evaluation.baselines import ByGain, Scorer, seen
+from router.evaluation.baselines import Scorer, seen
 from router.evaluation.contenders import BASELINES, REFERENCE, Contenders
 from router.evaluation.folds import Split, splits
 from router.evaluation.metrics import Array, Interval
 from router.features import Features, extract, tokens
 from router.learned import RouteRow
+from router.share import NO_CALLS, ShareCall
 from router.task import Task
 
 ORACLE = "oracle"
 SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-"""of strong calls, which thresholds are set for"""
+"""of strong calls, which are wanted in turn"""
 INNER_FOLDS = 3
 CHOICE_ROWS = 1000
 """training rows that the choice among estimators is made on, at most: it fits each of them so many times more"""
@@ -75,7 +76,7 @@ class Comparison:
     figures: Mapping[str, Figures]
     chosen: str
     shares: Mapping[str, Array]
-    """for those that set thresholds from training rows, the strong shares of held-out rows; shape (len(SHARES),)"""
+    """strong shares of held-out rows, see `replayed`; shape (len(SHARES),)"""
 
     @property
     def gain(self) -> Array:
@@ -105,8 +106,7 @@ def compare(
             progress(f"fold {number} of {len(parts)}: {name}")
             scorers[name] = scorer = fit(train, seed)
             found[name][:, part.test] = said = _predict(scorer, test)
-            if isinstance(scorer, ByGain) and (thresholds := scorer.thresholds(SHARES)) is not None:
-                strong.setdefault(name, []).append((said[0][:, None] > np.array(thresholds)).sum(axis=0))
+            strong.setdefault(name, []).append(replayed(said[2] - said[1], seed=seed))
     held = np.sort(np.concatenate([part.test for part in parts]))
     scored = [rows[place] for place in held]
     predictions = {name: Predictions(*values[:, held]) for name, values in found.items()}
@@ -119,13 +119,32 @@ def compare(
     return Comparison(scored, predictions, figures, votes.most_common(1)[0][0], shares)
 
 
+def replayed(gain: Array, *, seed: int) -> Array:
+    """Strong calls of each of `SHARES`, held as they are when serving; shape (len(SHARES),).
+
+    Rows of those gains arrive in random order at a router that has had no calls, and what it decides moves its
+    threshold (see `router.share`).
+    """
+    arriving = gain[np.random.default_rng(seed).permutation(len(gain))].tolist()
+    counts = []
+    for target in SHARES:
+        state, strong = NO_CALLS, 0
+        for each in arriving:
+            call = ShareCall(("", ""), target, state.threshold, each, is_strong=each > state.threshold)
+            state = state.after(call)
+            strong += call.is_strong
+        counts.append(strong)
+    return np.array(counts)
+
+
 def choose(train: Sequence[RouteRow], everybody: Contenders, *, seed: int) -> str:
     """Name the learned contender of the highest APGR in a cross-validation within the training rows."""
     places = np.random.default_rng(seed).permutation(len(train))[:CHOICE_ROWS]
     rows = [train[place] for place in places]
     learned = {name: fit for name, fit in everybody.items() if name not in BASELINES}
     scores = {name: np.zeros(len(rows)) for name in learned}
-    for part in splits(rows, INNER_FOLDS, seed=seed):
+    units = {row.prompt if row.group is None else row.group for row in rows}
+    for part in splits(rows, min(INNER_FOLDS, len(units)), seed=seed):
         inner = [rows[place] for place in part.train]
         test = [seen(rows[place].prompt) for place in part.test]
         for name, fit in learned.items():
@@ -140,7 +159,9 @@ def measure(rows: Sequence[RouteRow], predictions: Mapping[str, Predictions], *,
     weak, strong = np.array([row.weak for row in rows]), np.array([row.strong for row in rows])
     scores = {name: said.score for name, said in predictions.items()} | {ORACLE: gain}
     orders = {name: metrics.ranking(score, seed) for name, score in scores.items()}
-    resampled = dict(zip(orders, metrics.resampled_apgr(gain, list(orders.values()), seed=seed), strict=True))
+    resampled = dict(
+        zip(orders, metrics.resampled_apgr(gain, list(orders.values()), seed=seed, unit=_units(rows)), strict=True)
+    )
     figures = {}
     for name, order in orders.items():
         said = predictions.get(name)
@@ -187,6 +208,13 @@ def _long(prompts: Sequence[str]) -> Iterable[str]:
 def _predict(scorer: Scorer, test: Sequence[tuple[Features, str]]) -> Array:
     """Score, weak and strong outcome of each; shape (3, rows)."""
     return np.array([(score, *outcomes) for score, outcomes in (scorer.judge(*each) for each in test)]).T
+
+
+def _units(rows: Sequence[RouteRow]) -> Array | None:
+    """The number of each row's group, None where rows have none."""
+    if any(row.group is None for row in rows):
+        return None
+    return np.asarray(np.unique([str(row.group) for row in rows], return_inverse=True)[1])
 
 
 def _gain(rows: Sequence[RouteRow]) -> Array:

@@ -34,12 +34,16 @@ class Curve(NamedTuple):
 
 
 def curves(comparison: Comparison, *, seed: int) -> Mapping[str, Curve]:
-    """`utility` (the chosen estimator's gain less its price, at every exchange rate), `length` and `random`."""
+    """`utility` (the policy that is served, by the chosen estimator, at every exchange rate), `length` and `random`.
+
+    A tier has one price for all tasks in the policy; what is paid grows with the length of the prompt.
+    """
     rows, gain = comparison.rows, comparison.gain
     extra = np.array([len(row.prompt) for row in rows]) / CHARS_A_TOKEN * (STRONG_PRICE - WEAK_PRICE) / 1e6
-    # strong where gain - lambda * extra cost > 0: as lambda falls, rows go up in the order of gain per extra cost
+    said = comparison.predictions[comparison.chosen]
+    # strong where gain - lambda * (difference of the prices) > 0: as lambda falls, rows go up in the order of the gain
     orders = {
-        "utility": ranking(comparison.predictions[comparison.chosen].score / extra, seed),
+        "utility": ranking(said.strong - said.weak, seed),
         "length": ranking(extra, seed),
     }
     found = {name: _curve(rows, gain, extra, order) for name, order in orders.items()}

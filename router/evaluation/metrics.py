@@ -7,6 +7,7 @@ its mean over c in [0, 1], CPT(x) the least c with PGR(c) >= x. Rows of equal sc
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -43,22 +44,27 @@ def apgr(gain: Array, order: Array) -> float:
 
 
 def cpt(gain: Array, order: Array, part: float) -> float:
-    """Least share of strong calls, in [0, 1], with which `part` of the gain is had."""
-    return float(np.argmax(pgr(gain, order) >= part) / len(gain))
+    """Least share of strong calls, in [0, 1], with which `part` of the gain is had; NaN when there is none to have."""
+    had = pgr(gain, order) >= part
+    return float(np.argmax(had) / len(gain)) if had.any() else math.nan
 
 
-def resampled_apgr(gain: Array, orders: list[Array], *, seed: int, rounds: int = 1000) -> Array:
+def resampled_apgr(
+    gain: Array, orders: list[Array], *, seed: int, unit: Array | None = None, rounds: int = 1000
+) -> Array:
     """APGR of several rankings over the same resamples of the rows; shape (rankings, rounds).
 
-    A resample draws as many rows with replacement. What it drew of a row stays together in the ranking, which needs no
-    sorting again.
+    A resample draws as many rows with replacement, or with `unit`, the number of each row's group, as many groups with
+    all their rows: rows of a group are no independent evidence of what a new group will bring. What it drew of a row
+    stays together in the ranking, which needs no sorting again.
     """
     rng = np.random.default_rng(seed)
-    number = len(gain)
+    unit = np.arange(len(gain)) if unit is None else unit
+    number = int(unit.max()) + 1
     found = []
     for start in range(0, rounds, CHUNK):
         drawn = rng.multinomial(number, np.full(number, 1 / number), size=min(CHUNK, rounds - start))
-        found.append([_weighted_apgr(gain[order], drawn[:, order]) for order in orders])
+        found.append([_weighted_apgr(gain[order], drawn[:, unit[order]]) for order in orders])
     return np.concatenate(found, axis=1)
 
 
@@ -81,4 +87,5 @@ def _weighted_apgr(gain: Array, drawn: Array) -> Array:
     after = np.cumsum(had, axis=1)
     # within a row's copies the curve is a straight line from what was had before to what is had after it
     area = ((after - had / 2) * drawn).sum(axis=1)
-    return np.asarray(area / (after[:, -1] * len(gain)))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray(area / (after[:, -1] * drawn.sum(axis=1)))

@@ -30,9 +30,8 @@ def pictures(comparison: Comparison, found: Mapping[str, Curve], *, seed: int) -
         "cost_quality.png": partial(_cost_quality, found=found),
         "gain.png": partial(_gain, comparison=comparison, seed=seed),
         "calibration.png": partial(_calibration, comparison=comparison),
+        "shares.png": partial(_shares, realised=comparison.shares[comparison.chosen]),
     }
-    if comparison.chosen in comparison.shares:
-        drawn["shares.png"] = partial(_shares, realised=comparison.shares[comparison.chosen])
     return {name: _png(draw) for name, draw in drawn.items()}
 
 
@@ -108,7 +107,7 @@ def _shares(axes: Axes, realised: Array) -> None:
     wanted = 100 * np.array(SHARES)
     axes.fill_between(wanted, wanted - 3, wanted + 3, color=FAINT, alpha=0.3, label="within 3 points", linewidth=0)
     axes.plot(wanted, 100 * realised, "o-", color=CHOSEN, label="held-out rows", markersize=5)
-    axes.set(xlabel="wanted, %", ylabel="realised, %", title="Share of strong calls, threshold set on training rows")
+    axes.set(xlabel="wanted, %", ylabel="realised, %", title="Share of strong calls, held online")
 
 
 def _bins(values: Array) -> list[Array]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ CAPTIONS = {
     "cost_quality.png": "From the weak tier alone to the strong one alone; further left is cheaper.",
     "gain.png": "Rows in the order of the score; the strong tier gets the first ones.",
     "calibration.png": "Bins of equally many held-out rows.",
-    "shares.png": "The threshold of each share comes from training rows; the rows counted are held out.",
+    "shares.png": "Held-out rows in random order, at a router that holds the share as it does when serving.",
 }
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #30363d; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; }
@@ -49,7 +50,7 @@ def details(comparison: Comparison, found: Mapping[str, Curve]) -> dict[str, Any
     return {
         **summary(comparison),
         "over_tfidf": {
-            name: [round(bound, 4) for bound in figures.over_reference]
+            name: [_rounded(bound) for bound in figures.over_reference]
             for name, figures in comparison.figures.items()
             if figures.over_reference is not None
         },
@@ -81,10 +82,10 @@ def write_report(comparison: Comparison, folder: Path, *, seed: int) -> Path:
 
 def _line(figures: Figures) -> dict[str, Any]:
     return {
-        "apgr": round(figures.apgr, 4),
-        "apgr_ci": [round(bound, 4) for bound in figures.apgr_ci],
-        "cpt50": round(figures.cpt50, 4),
-        "cpt80": round(figures.cpt80, 4),
+        "apgr": _rounded(figures.apgr),
+        "apgr_ci": [_rounded(bound) for bound in figures.apgr_ci],
+        "cpt50": _rounded(figures.cpt50),
+        "cpt80": _rounded(figures.cpt80),
         "ece": _rounded(figures.ece),
         "p50_ms": _rounded(figures.p50_ms),
         "p99_ms": _rounded(figures.p99_ms),
@@ -92,7 +93,8 @@ def _line(figures: Figures) -> dict[str, Any]:
 
 
 def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 4)
+    """None also for what is not a number, which JSON does not know: tiers that are equally good have no APGR."""
+    return None if value is None or math.isnan(value) else round(value, 4)
 
 
 def _page(comparison: Comparison, drawn: Mapping[str, bytes]) -> str:

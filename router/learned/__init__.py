@@ -5,13 +5,12 @@ them, `save` and `load` take it from one process to another. Fitting imports sci
 numpy alone, so that the request path stays light.
 """
 
-from router.learned.fit import TooFewRows, fit_outcomes, fit_recogniser
+from router.learned.fit import fit_outcomes, fit_recogniser
 from router.learned.model import RouterModel
-from router.learned.outcomes import LearnedDifficulty, OutcomeEstimator, RouteRow, TierOutcomes
+from router.learned.outcomes import OutcomeEstimator, RouteRow, TierOutcomes, TooFewRows
 from router.learned.store import RouterModelInvalid
 
 __all__ = [
-    "LearnedDifficulty",
     "OutcomeEstimator",
     "RouteRow",
     "RouterModel",

@@ -22,7 +22,8 @@ from router.learned.outcomes import RouteRow, TierOutcomes
 from router.learned.store import Array, Part
 from router.learned.terms import MIN_TEXTS
 
-GAIN, LEVEL = 0, 1
+LEVEL = 1
+"""column; the gain is in column 0"""
 INNER_FOLDS = 2
 INNER_TREES = 30
 """enough to see how the level has to be stretched"""
@@ -43,18 +44,17 @@ class Blend:
     """The fitted parts. Of the two columns of every array the first is the gain's, the second the level's.
 
     `weights` are the terms' and then the form's in the ridge regression; `line` has the rows bias and slope, for the
-    mean of both. `gains` are the percentiles 0 to 100 of the gain that was predicted for held-out rows.
+    mean of both.
     """
 
     KIND = "blend"
 
-    def __init__(self, encoder: Encoder, weights: Array, forest: Forest, line: Array, gains: Array) -> None:
+    def __init__(self, encoder: Encoder, weights: Array, forest: Forest, line: Array) -> None:
         self._encoder = encoder
         self._term_weights = weights[: len(encoder.terms)]
         self._form_weights = weights[len(encoder.terms) :]
         self._forest = forest
         self._line = line
-        self._gains = gains
 
     def outcomes(self, features: Features, text: str) -> TierOutcomes:
         """Encode, regress, ask the trees, blend."""
@@ -64,13 +64,9 @@ class Blend:
         gain, level = (self._line[0] + self._line[1] * (ridge + trees) / 2).tolist()
         return _outcomes(gain, level)
 
-    def threshold(self, share: float) -> float:
-        """The gain that this share of tasks like the learned ones is predicted to exceed; `share` is in [0, 1]."""
-        return float(np.interp(1 - share, np.linspace(0, 1, len(self._gains)), self._gains))
-
     @classmethod
     def fit(cls, rows: Sequence[RouteRow], *, seed: int = 0) -> Blend:
-        """Fit both parts on all rows, and the level's calibration and the gain's percentiles on held-out parts of them.
+        """Fit both parts on all rows, and the level's calibration on held-out parts of them.
 
         Rows of one group are held out together: what only tells known groups apart is worth nothing for new ones. The
         gain is left as it is: it is too noisy for a slope of its own to be found, and both parts shrink it well (see
@@ -87,14 +83,13 @@ class Blend:
         coefficients = ridge.coef_.T.copy()
         coefficients[len(encoder.terms) :] *= FORM_SCALE
         forest = Forest.from_sklearn(_fit_forest(encoded, targets, weights, seed), scale=1 / _FOREST_SCALE)
-        gains = np.quantile(held_out[:, GAIN], np.linspace(0, 1, 101))
-        return cls(encoder, coefficients.astype(np.float32), forest, line, gains)
+        return cls(encoder, coefficients.astype(np.float32), forest, line)
 
     def part(self) -> Part:
         """To save."""
         encoder, forest = self._encoder.part(), self._forest.part()
         weights = np.concatenate([self._term_weights, self._form_weights])
-        own = {"weights": weights, "line": self._line, "gains": self._gains}
+        own = {"weights": weights, "line": self._line}
         return Part(self.KIND, encoder.settings, {**encoder.arrays, **forest.arrays, **own})
 
     @classmethod
@@ -103,7 +98,7 @@ class Blend:
         encoder = Encoder.from_part(part)
         forest = Forest.from_part(part, features=encoder.forms + encoder.topics, targets=2)
         weights = part.array("weights", len(encoder.terms) + encoder.forms, 2)
-        return cls(encoder, weights, forest, part.array("line", 2, 2), part.array("gains", 101))
+        return cls(encoder, weights, forest, part.array("line", 2, 2))
 
 
 def _folds(rows: Sequence[RouteRow], seed: int) -> Array:

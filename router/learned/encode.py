@@ -66,7 +66,7 @@ class Encoder:
 
     @classmethod
     def fit(cls, texts: Sequence[str], *, min_texts: int, seed: int) -> tuple[Encoder, EncodedRows]:
-        """Fit on texts, whose outcomes it does not see, and encode them."""
+        """Fit on texts, whose outcomes it does not see, and encode them. Raises TooFewRows where they share no word."""
         from sklearn.decomposition import TruncatedSVD
 
         terms = Terms.fit(texts, min_texts=min_texts)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from router.agents import AgentRecogniser
+from router.features import excerpt
 from router.learned.blend import Blend
 from router.learned.linear import LinearOutcomes
-from router.learned.outcomes import OutcomeEstimator, RouteRow
+from router.learned.outcomes import OutcomeEstimator, RouteRow, TooFewRows
 from router.learned.recogniser import FamiliarityRecogniser
 
 AUTO = "auto"
@@ -16,15 +18,11 @@ LEAST_ROWS = 50
 """fewer tell nothing"""
 
 
-class TooFewRows(ValueError):
-    """There is not enough to learn from. The message is one line and says what is missing."""
-
-
 def fit_outcomes(rows: Sequence[RouteRow], *, seed: int = 0, estimator: str = AUTO) -> OutcomeEstimator:
-    """Learn both tiers' outcomes. `estimator` names one of them, `auto` is the blend.
+    """Learn both tiers' outcomes from the excerpts that a request is judged by. `auto` is the blend.
 
-    Raises TooFewRows for fewer than `LEAST_ROWS` rows or where all had the same outcome, ValueError for an estimator
-    that does not exist.
+    Raises TooFewRows for fewer than `LEAST_ROWS` rows, where all had the same outcome or the same prompt, or where no
+    word is in several of them; ValueError for an estimator that does not exist.
     """
     name = Blend.KIND if estimator == AUTO else estimator
     if name not in ESTIMATORS:
@@ -33,11 +31,14 @@ def fit_outcomes(rows: Sequence[RouteRow], *, seed: int = 0, estimator: str = AU
         raise TooFewRows(f"{len(rows)} rows; {LEAST_ROWS} are the least to learn outcomes from")
     if len({(row.weak, row.strong) for row in rows}) < 2:
         raise TooFewRows("all rows have the same outcome")
+    rows = [replace(row, prompt=excerpt(row.prompt)) for row in rows]
+    if len({row.prompt for row in rows}) < 2:
+        raise TooFewRows("all rows have the same prompt")
     return ESTIMATORS[name].fit(rows, seed=seed)
 
 
 def fit_recogniser(texts: Sequence[str], agents: Sequence[str], *, seed: int = 0) -> AgentRecogniser:
-    """Learn to tell the agent of a text, and that it is none's.
+    """Learn to tell the agent of a text, and that it is none's, from the excerpts that a request is judged by.
 
     Raises TooFewRows for fewer than `LEAST_ROWS` texts or fewer than two agents.
     """
@@ -45,4 +46,4 @@ def fit_recogniser(texts: Sequence[str], agents: Sequence[str], *, seed: int = 0
         raise TooFewRows(f"{len(texts)} texts; {LEAST_ROWS} are the least to learn agents from")
     if len(set(agents)) < 2:
         raise TooFewRows("all texts are of one agent")
-    return FamiliarityRecogniser.fit(texts, agents, seed=seed)
+    return FamiliarityRecogniser.fit([excerpt(text) for text in texts], agents, seed=seed)

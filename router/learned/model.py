@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from router.agents import AgentRecogniser
-from router.difficulty import DifficultyEstimator
 from router.learned import store
 from router.learned.blend import Blend
 from router.learned.daao import VariationalOutcomes
 from router.learned.linear import LinearOutcomes
-from router.learned.outcomes import LearnedDifficulty, OutcomeEstimator
+from router.learned.outcomes import OutcomeEstimator
 from router.learned.recogniser import FamiliarityRecogniser
 from router.learned.store import Part, RouterModelInvalid
 
@@ -51,11 +50,6 @@ class RouterModel:
     def of(cls, outcomes: OutcomeEstimator | None = None, recogniser: AgentRecogniser | None = None) -> RouterModel:
         """Make a version of fitted estimators. Raises TypeError where one of them cannot be saved."""
         return cls(store.version_of(_parts(outcomes, recogniser)), outcomes, recogniser)
-
-    @property
-    def difficulty(self) -> DifficultyEstimator | None:
-        """Difficulty as the outcomes tell it (see `LearnedDifficulty`), None without them."""
-        return LearnedDifficulty(self.outcomes) if self.outcomes else None
 
     def save(self, folder: Path) -> None:
         """Write the model to `folder`. Raises OSError."""

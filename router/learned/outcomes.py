@@ -12,6 +12,10 @@ from typing import NamedTuple, Protocol
 from router.features import Features
 
 
+class TooFewRows(ValueError):
+    """There is not enough to learn from. The message is one line and says what is missing."""
+
+
 @dataclass(frozen=True, slots=True)
 class RouteRow:
     """One task whose outcome on the weakest and on the strongest tier is known, both in [0, 1] (1 is right).
@@ -44,18 +48,3 @@ class OutcomeEstimator(Protocol):
     def outcomes(self, features: Features, text: str) -> TierOutcomes:
         """Predict for a task; `text` is the excerpt that `features` were taken from."""
         ...
-
-
-class LearnedDifficulty:
-    """Difficulty as the probability that the weakest tier fails, so that it is calibrated and 0.5 means what it says.
-
-    The gain is no difficulty: it is low for the tasks that no tier can do, which are the hardest. Whoever has the
-    outcomes already needs no second look: difficulty is `1 - outcomes.weak`.
-    """
-
-    def __init__(self, outcomes: OutcomeEstimator) -> None:
-        self._outcomes = outcomes
-
-    def estimate(self, features: Features, text: str) -> float:
-        """P(weakest tier wrong)."""
-        return 1.0 - self._outcomes.outcomes(features, text).weak

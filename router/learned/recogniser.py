@@ -27,6 +27,8 @@ REFUSED = 0.015
 """share of an agent's own tasks that may be refused; in-scope tasks sent to the base cost less than strangers' tasks
 sent to an adapter, but each is one that the adapter would have done better"""
 FOLDS = 3
+MOST_WORDS, MOST_PAIRS = 50_000, 200_000
+"""the commonest; a version stays in the memory of every worker"""
 LEAST_PAIRS = 2
 """occurrences of a pair over all agents, below which it is forgotten"""
 
@@ -82,8 +84,8 @@ class FamiliarityRecogniser:
     def from_part(cls, part: Part) -> FamiliarityRecogniser:
         """From what was saved. Raises RouterModelInvalid."""
         agents, width = part.setting("agents", list), part.setting("width", float)
-        if len(agents) < 2 or not all(isinstance(agent, str) for agent in agents) or not width > 0:
-            raise RouterModelInvalid("the recogniser knows fewer than two agents, or no width")
+        if len(agents) < 2 or not all(isinstance(agent, str) for agent in agents) or not 0 < width < math.inf:
+            raise RouterModelInvalid("the recogniser knows fewer than two agents, or no finite width")
         return cls(agents, _Models.from_part(part, len(agents)), part.array("thresholds", len(agents)), width)
 
 
@@ -118,8 +120,10 @@ class _Models:
         for text, owner in zip(texts, agent.tolist(), strict=True):
             words.update((word, owner) for word in text)
             pairs.update((f"{left} {right}", owner) for left, right in pairwise(text))
-        vocabulary, counts = _table(words, agents, least=1)
-        known, pair_counts = _table(pairs, agents, least=LEAST_PAIRS)
+        vocabulary, counts = _table(words, agents, least=1, most=MOST_WORDS)
+        kept = frozenset(vocabulary)
+        pairs = Counter({key: count for key, count in pairs.items() if key[0].split(" ", 1)[0] in kept})
+        known, pair_counts = _table(pairs, agents, least=LEAST_PAIRS, most=MOST_PAIRS)
         place = {word: row for row, word in enumerate(vocabulary, start=1)}
         first = np.array([0] + [place[pair.split(" ", 1)[0]] for pair in known])
         total = np.maximum(counts.sum(axis=0), 1)
@@ -145,8 +149,10 @@ class _Models:
         word = part.array("word", len(words) + 1, agents)
         if not (word > 0).all():
             raise RouterModelInvalid("the recogniser holds words of no probability")
-        belief = part.array("belief", len(words) + 1, agents)
-        return cls(words, pairs, word, part.array("pair", len(pairs) + 1, agents), belief)
+        belief, pair = part.array("belief", len(words) + 1, agents), part.array("pair", len(pairs) + 1, agents)
+        if not all(((each >= 0) & (each <= 1)).all() for each in (word, belief, pair)):
+            raise RouterModelInvalid("the recogniser holds probabilities that are none")
+        return cls(words, pairs, word, pair, belief)
 
 
 def familiar(explained: Array) -> tuple[int, float]:
@@ -168,12 +174,16 @@ def _held_out(words: Sequence[Sequence[str]], agent: Array, agents: int, seed: i
     return best, familiarity
 
 
-def _table(counts: Counter[tuple[str, int]], agents: int, *, least: int) -> tuple[list[str], Array]:
-    """Names in order, and their counts by agent with an empty row ahead; those that occur less than `least` go."""
+def _table(counts: Counter[tuple[str, int]], agents: int, *, least: int, most: int) -> tuple[list[str], Array]:
+    """Names in order, and their counts by agent with an empty row ahead.
+
+    Those that occur less than `least` go, and all but the `most` commonest.
+    """
     totals: Counter[str] = Counter()
     for (name, _), count in counts.items():
         totals[name] += count
-    names = sorted(name for name, total in totals.items() if total >= least)
+    often = sorted((name for name, total in totals.items() if total >= least), key=lambda name: (-totals[name], name))
+    names = sorted(often[:most])
     place = {name: row for row, name in enumerate(names, start=1)}
     table = np.zeros((len(names) + 1, agents))
     for (name, owner), count in counts.items():

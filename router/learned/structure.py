@@ -16,7 +16,8 @@ from statistics import fmean, pstdev
 from router.features import tokens
 
 _MARK = re.compile(r"^[ \t]*\(?([A-Ha-h]|[1-9])[.)][ \t]", re.MULTILINE)
-_TAIL = re.compile(r"\n[ \t]*(?:answer|antwort|réponse|respuesta)[ \t]*:?[ \t]*\Z", re.IGNORECASE)
+_TAIL = re.compile(r"\n[ \t]*(?:answer|antwort|réponse|respuesta)[ \t]*:?\Z", re.IGNORECASE)
+"""at the end of a stripped text: two runs of blanks beside each other would take quadratic time to refuse"""
 _WORD = re.compile(r"[^\W_]+")
 _NUMBER = re.compile(r"[\s$€£\u2212\u2013+(-]*\d")
 _DIGITS = re.compile(r"\d")
@@ -56,7 +57,8 @@ def split_choices(text: str) -> tuple[str, list[str]]:
 
     Choices are the last lines that are marked A, B, ... or 1, 2, ... in order, at least two; a choice may have lines.
     """
-    text = _TAIL.sub("", text)
+    if tail := _TAIL.search(text.rstrip()):
+        text = text[: tail.start()]
     marks = list(_MARK.finditer(text))
     start = len(marks) - 1
     while start > 0 and ord(marks[start - 1][1]) == ord(marks[start][1]) - 1:

@@ -11,10 +11,13 @@ from typing import Any
 import numpy as np
 
 from router.features import tokens
+from router.learned.outcomes import TooFewRows
 from router.learned.store import Array, Part, RouterModelInvalid
 
 MIN_TEXTS = 3
 """texts that hold a term, below which nothing is learned of it"""
+MOST_WORDS, MOST_PAIRS = 30_000, 100_000
+"""of a vocabulary: a version stays in the memory of every worker, some 25 MB at most"""
 _TINY = 1e-9
 
 
@@ -47,13 +50,18 @@ class Terms:
 
     @classmethod
     def fit(cls, texts: Iterable[str], *, min_texts: int) -> Terms:
-        """Take the terms that at least `min_texts` of the texts hold."""
+        """Take the terms that at least `min_texts` of the texts hold, the commonest where there are too many.
+
+        Raises TooFewRows where there is no such term.
+        """
         seen: Counter[str] = Counter()
         number = 0
         for text in texts:
             number += 1
             seen.update(set(terms_of(text)))
-        kept = sorted((term for term, texts_with in seen.items() if texts_with >= min_texts), key=_words_first)
+        kept = _commonest(seen, min_texts)
+        if not kept:
+            raise TooFewRows(f"no word is in {min_texts} of {number} texts")
         counts = np.array([seen[term] for term in kept], dtype=np.float64)
         return cls(kept, (np.log((1 + number) / (1 + counts)) + 1).astype(np.float32))
 
@@ -90,6 +98,15 @@ class Terms:
             raise RouterModelInvalid(
                 f"the vocabulary of part '{part.kind}' has pairs of unknown words: {error}"
             ) from None
+
+
+def _commonest(seen: Counter[str], min_texts: int) -> list[str]:
+    """Terms in order, `MOST_WORDS` and `MOST_PAIRS` at most; a pair stays with both of its words alone."""
+    often = sorted((term for term, texts_with in seen.items() if texts_with >= min_texts), key=lambda t: (-seen[t], t))
+    words = [term for term in often if " " not in term][:MOST_WORDS]
+    known = frozenset(words)
+    pairs = [term for term in often if " " in term and known.issuperset(term.split(" ", 1))][:MOST_PAIRS]
+    return [*sorted(words), *sorted(pairs)]
 
 
 def _words_first(term: str) -> tuple[bool, str]:

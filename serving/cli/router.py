@@ -53,7 +53,7 @@ def fit(
     as_json: AsJson = False,
 ) -> None:
     """Fit what predicts the tiers' outcomes (--data) and what recognises agents (--agents), and write it to FOLDER."""
-    from router.evaluation import read_agents, read_routes
+    from router.evaluation import read_routes
     from router.learned import RouterModel, fit_recogniser
 
     if data is None and agents is None:
@@ -61,7 +61,7 @@ def fit(
     out = Output(as_json)
     with _one_line(), out.working("fitting"):
         rows = read_routes(data, group) if data else []
-        texts, owners = read_agents(agents) if agents else ([], [])
+        texts, owners = _own_tasks(agents) if agents else ([], [])
         outcomes = _outcomes(rows, estimator, seed) if rows else None
         model = RouterModel.of(outcomes, fit_recogniser(texts, owners, seed=seed) if texts else None)
         model.save(folder)
@@ -76,7 +76,7 @@ def evaluate(
     seed: Seed = 0,
     group: Group = None,
     train_rows: Annotated[
-        int | None, typer.Option("--train-rows", metavar="N", min=50, help="Learn from only so many rows.")
+        int | None, typer.Option("--train-rows", metavar="N", min=75, help="Learn from only so many rows.")
     ] = None,
     test: Annotated[
         Path | None, typer.Option("--test", metavar="FILE", help="Fit on --data and score this, with no folds.")
@@ -114,18 +114,25 @@ def evaluate_agents(
     as_json: AsJson = False,
 ) -> None:
     """Learn to recognise agents from one file, and measure it on the other."""
-    from router.evaluation import OUT_OF_SCOPE, judge_recogniser, read_agents
+    from router.evaluation import judge_recogniser, read_agents
     from router.learned import fit_recogniser
 
     out = Output(as_json)
     with _one_line(), out.working("fitting and judging"):
-        learned = [pair for pair in zip(*read_agents(train), strict=True) if pair[1] != OUT_OF_SCOPE]
+        recogniser = fit_recogniser(*_own_tasks(train), seed=seed)
         texts, owners = read_agents(test)
-        recogniser = fit_recogniser([text for text, _ in learned], [owner for _, owner in learned], seed=seed)
         figures = judge_recogniser(recogniser, texts, owners)
     found = {name: None if value is None else round(value, 4) for name, value in figures._asdict().items()}
     out.json(found)
     out.fields(list(found.items()))
+
+
+def _own_tasks(path: Path) -> tuple[list[str], list[str]]:
+    """Texts and agents of a file, without the tasks of none."""
+    from router.evaluation import OUT_OF_SCOPE, read_agents
+
+    own = [pair for pair in zip(*read_agents(path), strict=True) if pair[1] != OUT_OF_SCOPE]
+    return [text for text, _ in own], [agent for _, agent in own]
 
 
 def _parts(

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from router.features import excerpt
 from router.learned import RouteRow
 from router.learned.daao import HIDDEN, LATENT, VariationalOutcomes, forward
 from router.learned.encode import Encoder
@@ -24,7 +25,7 @@ LEARNING_RATE = 3e-3
 
 def fit_daao(rows: Sequence[RouteRow], seed: int = 0) -> VariationalOutcomes:
     """Fit the head, then each tier's outcome as a function of the difficulty. Raises ImportError without torch."""
-    encoder, encoded = Encoder.fit([row.prompt for row in rows], min_texts=MIN_TEXTS, seed=seed)
+    encoder, encoded = Encoder.fit([excerpt(row.prompt) for row in rows], min_texts=MIN_TEXTS, seed=seed)
     embedding = np.concatenate([encoded.form, encoded.topics], axis=1)
     weights = np.array([row.weight for row in rows])
     weak, strong = np.array([row.weak for row in rows]), np.array([row.strong for row in rows])

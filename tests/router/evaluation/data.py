@@ -1,10 +1,9 @@
-"""Where the public data lies, which is no part of the project: `LORADOCK_TEST_DATA`, or `shared/data` beside it."""
+"""Where the public data lies, which is no part of the project: in the folder that `LORADOCK_TEST_DATA` names."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[3]
-FOLDER = Path(os.environ.get("LORADOCK_TEST_DATA", ROOT.parent / "shared" / "data"))
+FOLDER = Path(os.environ.get("LORADOCK_TEST_DATA") or "public-data-is-elsewhere")
 ROUTES = FOLDER / "routing_mmlu.csv.gz"

@@ -46,6 +46,20 @@ def test_equal_models_have_no_apgr() -> None:
     assert math.isnan(metrics.apgr(np.zeros(4), np.arange(4)))
 
 
+def test_equal_models_have_no_interval_and_no_share_that_suffices() -> None:
+    assert math.isnan(metrics.cpt(np.zeros(4), np.arange(4), 0.5))
+    assert np.isnan(metrics.resampled_apgr(np.zeros(4), [np.arange(4)], seed=0, rounds=3)).all()
+
+
+def test_groups_are_drawn_whole() -> None:
+    rng = np.random.default_rng(0)
+    unit = np.repeat(np.arange(10), 60)
+    gain = rng.choice([0.0, 1], p=[0.7, 0.3], size=10)[unit]
+    order = metrics.ranking(rng.normal(size=10)[unit], 0)
+    alone, together = (metrics.resampled_apgr(gain, [order], seed=0, unit=each, rounds=200)[0] for each in (None, unit))
+    assert np.nanstd(together) > 3 * alone.std()
+
+
 def test_resampling_centres_on_the_estimate_and_pairs_the_rankings() -> None:
     rng = np.random.default_rng(0)
     gain = rng.choice([-1.0, 0, 1], p=[0.05, 0.75, 0.2], size=1500)
@@ -77,7 +91,7 @@ def test_ece_is_the_distance_of_belief_and_truth_within_bins() -> None:
     assert metrics.ece(np.ones(3), np.ones(3)) == 0
 
 
-@pytest.mark.skipif(not ROUTES.is_file(), reason="needs the public routing data")
+@pytest.mark.skipif(not ROUTES.is_file(), reason="LORADOCK_TEST_DATA names no folder with the public routing data")
 def test_the_known_figures_of_the_public_data() -> None:
     rows = read_routes(ROUTES)
     gain = np.array([row.strong - row.weak for row in rows])

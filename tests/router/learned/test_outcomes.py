@@ -12,6 +12,7 @@ import pytest
 
 from router.evaluation import metrics
 from router.evaluation.baselines import seen
+from router.features import excerpt
 from router.learned import OutcomeEstimator, RouteRow, TooFewRows, fit_outcomes
 from router.learned.encode import Encoder
 from router.learned.terms import Terms
@@ -54,27 +55,32 @@ def test_shares_of_an_outcome_and_weights_count() -> None:
         assert hard == pytest.approx([0.5, 0.5], abs=0.08)
 
 
+def test_what_a_request_does_not_show_is_not_learned() -> None:
+    middle = ("prove", "kitten")
+    rows = [
+        RouteRow(f"case {n} " + "x " * 3000 + f"{middle[n % 2]} " * 50 + "y " * 3000 + "end", n % 2, 1.0)
+        for n in range(80)
+    ]
+    rows.append(RouteRow("case of another length", 1.0, 0.0))
+    said = predict(fit_outcomes(rows, estimator="tfidf"), rows[:2])
+    assert abs(said[0, 0] - said[1, 0]) < 0.2
+    assert len({excerpt(row.prompt).count("prove") for row in rows}) == 1
+
+
 def test_fitting_repeats_itself_by_seed() -> None:
     rows = route_rows(100)
     one, same = (predict(fit_outcomes(rows, seed=4), rows[:10]) for _ in range(2))
     assert np.array_equal(one, same)
 
 
-def test_thresholds_fall_with_the_share_and_lie_between_none_and_all() -> None:
-    estimator = fit_outcomes(route_rows(500))
-    said = predict(estimator, route_rows(300, seed=1))
-    gain = said[:, 1] - said[:, 0]
-    thresholds = [estimator.threshold(share / 10) for share in range(11)]  # type: ignore[attr-defined]
-    exceeded = [float((gain > threshold).mean()) for threshold in thresholds]
-    assert thresholds == sorted(thresholds, reverse=True)
-    assert exceeded == sorted(exceeded)
-    assert exceeded[0] < 0.3
-    assert exceeded[-1] > 0.9
-
-
 @pytest.mark.parametrize(
     ("rows", "message"),
-    [(route_rows(20), "20 rows"), ([RouteRow(f"task {n}", 1, 1) for n in range(80)], "the same outcome")],
+    [
+        (route_rows(20), "20 rows"),
+        ([RouteRow(f"task {n}", 1, 1) for n in range(80)], "the same outcome"),
+        ([RouteRow("one task", n % 2, 1) for n in range(80)], "the same prompt"),
+        ([RouteRow("?" * n, n % 2, 1) for n in range(80)], "no word is in 3 of 80 texts"),
+    ],
 )
 def test_too_little_to_learn_from(rows: list[RouteRow], message: str) -> None:
     with pytest.raises(TooFewRows, match=message):
@@ -101,6 +107,13 @@ def test_terms_are_what_scikit_learn_makes_of_them() -> None:
         mine = np.zeros(len(terms))
         mine[places] = values
         assert np.allclose(mine, row[columns], atol=1e-6)
+
+
+def test_a_vocabulary_keeps_the_commonest_words_and_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("router.learned.terms.MOST_WORDS", 2)
+    monkeypatch.setattr("router.learned.terms.MOST_PAIRS", 1)
+    texts = ["red fox", "red fox", "red fox", "red hen", "fox red", "hen red"]
+    assert Terms.fit(texts, min_texts=1).vocabulary == ["fox", "red", "red fox"]
 
 
 def test_one_task_is_encoded_as_many_are() -> None:

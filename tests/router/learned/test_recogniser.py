@@ -41,6 +41,19 @@ def test_an_agent_with_few_tasks_is_still_recognised() -> None:
     assert sum(recogniser.recognise(text)[0] == "legal" for text in fresh) >= 75
 
 
+def test_a_recogniser_keeps_the_commonest_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("router.learned.recogniser.MOST_WORDS", 20)
+    monkeypatch.setattr("router.learned.recogniser.MOST_PAIRS", 5)
+    part = FamiliarityRecogniser.fit(*agent_texts(200)).part()
+    assert (len(part.settings["words"]), len(part.settings["pairs"])) == (20, 5)
+
+
+def test_tasks_without_a_word_do_not_stop_the_fit() -> None:
+    texts, agents = agent_texts(100)
+    fit_recogniser(["?"] * 100, agents)
+    assert fit_recogniser([*texts, ""], [*agents, "legal"]).recognise("")[0] is None
+
+
 def test_too_little_to_learn_from() -> None:
     with pytest.raises(TooFewRows, match="10 texts"):
         fit_recogniser(*agent_texts(10))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import time
 
 import pytest
 
@@ -33,6 +34,18 @@ def test_odd_texts_have_finite_forms(text: str) -> None:
     found = structure(text)
     assert len(found) == len(NAMES)
     assert all(math.isfinite(value) for value in found)
+
+
+@pytest.mark.parametrize("text", ["\nanswer" + " " * 4000 + "x", "\n" * 4000 + "x", "\n" + " " * 4000 + "x"])
+def test_blanks_cost_no_quadratic_time(text: str) -> None:
+    began = time.thread_time()
+    for _ in range(10):
+        split_choices(text)
+    assert time.thread_time() - began < 0.1
+
+
+def test_blanks_after_the_prompt_for_an_answer_do_not_matter() -> None:
+    assert split_choices(QUESTION + " \n") == split_choices(QUESTION)
 
 
 def test_what_the_form_says() -> None:

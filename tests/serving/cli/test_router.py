@@ -69,13 +69,16 @@ def test_eval_prints_the_fixed_document(cli: Cli, routes: Path, tmp_path: Path) 
     assert (report / "cost_quality.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_eval_holds_out_groups_draws_rows_and_scores_another_file(cli: Cli, routes: Path) -> None:
+def test_eval_holds_out_groups_draws_rows_and_scores_another_file(cli: Cli, routes: Path, tmp_path: Path) -> None:
     result = cli("router", "eval", "--data", routes, "--group", "kind", "--cv", 3, "--train-rows", 80, "--json")
     assert result.code == 0, result.err
     assert result.json["rows"] == 150
-    result = cli("router", "eval", "--data", routes, "--test", routes, "--json")
+    fresh = route_rows(90, seed=1)
+    header = ("prompt", "weak_correct", "strong_correct")
+    test = write(tmp_path / "fresh.csv", header, ((row.prompt, row.weak, row.strong) for row in fresh))
+    result = cli("router", "eval", "--data", routes, "--test", test, "--json")
     assert result.code == 0, result.err
-    assert result.json["rows"] == 150
+    assert result.json["rows"] == 90
 
 
 def test_eval_draws_a_table_for_people(cli: Cli, routes: Path) -> None:
@@ -97,13 +100,14 @@ def test_eval_agents_prints_the_fixed_figures(cli: Cli, tmp_path: Path) -> None:
 
 def test_fit_writes_a_model_that_loads(cli: Cli, routes: Path, tmp_path: Path) -> None:
     folder = tmp_path / "model"
-    texts = agents(tmp_path / "agents.csv", 0)
+    texts = agents(tmp_path / "agents.csv", 0, others=60)
     result = cli("router", "fit", "--data", routes, "--agents", texts, "--out", folder, "--json")
     assert result.code == 0, result.err
     model = RouterModel.load(folder)
     assert result.json == {"version": model.version, "folder": str(folder), "rows": 150, "texts": 160}
     assert model.outcomes is not None
     assert model.recogniser is not None
+    assert list(model.recogniser.agents) == ["legal", "support"]  # `oos` is no agent
 
 
 @pytest.mark.parametrize(
@@ -113,6 +117,7 @@ def test_fit_writes_a_model_that_loads(cli: Cli, routes: Path, tmp_path: Path) -
         (("fit", "--data", "missing.csv", "--out", "x"), "missing.csv: No such file", 2),
         (("fit", "--data", "few.csv", "--out", "x"), "3 rows; 50 are the least", 1),
         (("fit", "--data", "few.csv", "--out", "x", "--estimator", "magic"), "no estimator 'magic'; there are", 1),
+        (("eval", "--data", "few.csv", "--train-rows", "74"), "75", 2),
         (("eval", "--data", "few.csv", "--group", "subject"), "lacks the column 'subject'", 2),
         (("eval", "--data", "few.csv", "--cv", "5"), "3 different prompts cannot fill 5 folds", 1),
     ],
@@ -133,7 +138,7 @@ def test_a_missing_matplotlib_is_said_before_the_work(cli: Cli, routes: Path, mo
     assert "matplotlib" in result.err
 
 
-@pytest.mark.skipif(not ROUTES.is_file(), reason="needs the public routing data")
+@pytest.mark.skipif(not ROUTES.is_file(), reason="LORADOCK_TEST_DATA names no folder with the public routing data")
 def test_on_real_rows_the_blend_beats_the_length(cli: Cli, tmp_path: Path) -> None:
     with gzip.open(ROUTES, "rt", newline="", encoding="utf-8") as stream:
         header, *rows = csv.reader(stream)
