@@ -161,7 +161,7 @@ class Counter:
             asked = asked_of(case, agent=outcome.agent, candidate=outcome.candidate, base=outcome.base)
             prediction = predictor.predict(asked)
             changes.append({"of": outcome.id, "band": prediction.band, "expected": prediction.probability})
-        table = OutcomeRow.__table__
+        table = OutcomeRow.metadata.tables[OutcomeRow.__tablename__]
         with self._database.write() as session:
             locked_state(session)
             session.connection().execute(sa.update(table).where(table.c.id == sa.bindparam("of")), changes)
@@ -169,7 +169,7 @@ class Counter:
 
 
 def _known(session: Session, outcomes: Sequence[Outcome]) -> dict[str, OutcomeRow]:
-    known = {}
+    known: dict[str, OutcomeRow] = {}
     for start in range(0, len(outcomes), PAGE):
         ids = [each.id for each in outcomes[start : start + PAGE]]
         known |= {row.id: row for row in session.scalars(sa.select(OutcomeRow).where(OutcomeRow.id.in_(ids)))}
