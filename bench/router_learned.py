@@ -39,7 +39,7 @@ SETTINGS: dict[str, tuple[list[str], float]] = {
 """arguments of `router eval` beside `--cv 5`, and the least APGR"""
 MINUTES = 5.0
 DECIDED_ROWS = 3000
-"""that the router is fitted on whose whole decision is timed"""
+"""about, that the router is fitted on whose whole decision is timed"""
 DECIDED_CHARS = 2048
 """512 tokens at four characters each"""
 ROUNDS = 1000
@@ -77,7 +77,7 @@ def decide(data: Path, seed: int) -> dict[str, float]:
     rows = read_routes(data / ROUTES)
     pairs = [(text, agent) for agent, each in SETS.items() for text, _ in read(data / each.train, "train")]
     recogniser = fit_recogniser(*map(list, zip(*pairs, strict=True)), seed=seed)
-    model = RouterModel.of(fit_outcomes(rows[:: len(rows) // DECIDED_ROWS], seed=seed), recogniser)
+    model = RouterModel.of(fit_outcomes(rows[:: max(1, len(rows) // DECIDED_ROWS)], seed=seed), recogniser)
     now = snapshot()
     router = Router.from_model(model, now.presets)
     text = " ".join(row.prompt for row in rows[:20])[:DECIDED_CHARS]

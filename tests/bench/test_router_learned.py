@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from bench.router_learned import SETTINGS, bars, table
+import csv
+import gzip
+from pathlib import Path
+
+import pytest
+
+from bench.learning import SETS
+from bench.router_learned import ROUTES, SETTINGS, bars, decide, table
+from tests.router.learned.tasks import agent_texts, route_rows
 
 FIGURES = {"apgr": 0.7, "cpt50": 0.25, "cpt80": 0.5, "ece": 0.02, "p50_ms": 1.0, "p99_ms": 1.5}
 REPORT = {
@@ -33,6 +41,18 @@ def test_bars_are_met_or_not_one_by_one() -> None:
     assert found["agents, accuracy"].met
     assert not found["whole decision, 512 tokens, p99 of CPU time"].met
     assert not found["agents, in scope refused"].met
+
+
+def test_whole_decisions_of_a_learned_router_are_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.router_learned.ROUNDS", 5)
+    with gzip.open(tmp_path / ROUTES, "wt", newline="") as stream:
+        csv.writer(stream).writerow(("prompt", "weak_correct", "strong_correct"))
+        csv.writer(stream).writerows((row.prompt, row.weak, row.strong) for row in route_rows(120))
+    for number, each in enumerate(SETS.values()):
+        with gzip.open(tmp_path / each.train, "wt", newline="") as stream:
+            csv.writer(stream).writerow(("text", "label"))
+            csv.writer(stream).writerows((text, "any") for text in agent_texts(40, seed=number)[0])
+    assert decide(tmp_path, 0)["cpu_p99_us"] > 0
 
 
 def test_the_table_has_a_line_an_estimator() -> None:
