@@ -21,7 +21,7 @@ from serving.engine.worker.tiers import expose
 
 DEAD_CHECK_S = 0.2
 
-Digest = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+Digest = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
 """becomes part of a path"""
 
 
