@@ -150,10 +150,10 @@ async def residency_of(engine: Engine, home: Path | None = None) -> AsyncIterato
 
 
 @asynccontextmanager
-async def ours(setup: Setup, folder: Path, spare: int | None = None) -> AsyncIterator[Ours]:
-    """Our engine, ready; its prepared adapters go to `folder`. `spare` replaces the profile's spare slots."""
-    profile = setup.profile if spare is None else setup.profile.model_copy(update={"spare_slots": spare})
-    engine = VllmEngine(setup.settings, profile, BaseModel.of(setup.settings), home=folder, request_timeout_s=SILENCE_S)
+async def ours(setup: Setup, folder: Path) -> AsyncIterator[Ours]:
+    """Our engine with staging, ready; its prepared adapters go to `folder`."""
+    settings, model = setup.settings.model_copy(update={"staging": True}), BaseModel.of(setup.settings)
+    engine = VllmEngine(settings, setup.profile, model, home=folder, request_timeout_s=SILENCE_S)
     await engine.start()
     try:
         await engine.wait_ready(START_S)
@@ -172,8 +172,6 @@ async def stock(setup: Setup, folder: Path, adapters: Path, port: int | None = N
     run_dir = make_run_dir()
     model = BaseModel.of(setup.settings).argument
     arguments = vllm_arguments(setup.settings, setup.profile, model, run_dir) | {
-        "worker_extension_cls": None,
-        "max_loras": setup.slots,
         "max_cpu_loras": max(setup.slots, setup.host_adapters),
     }
     env = environment(setup.profile, model, run_dir, os.environ) | {

@@ -189,6 +189,7 @@ def bars_of(args: argparse.Namespace, figures: dict[str, Any]) -> list[Bar]:
     if churned := figures.get("churn"):
         bars += [
             Bar("churn: answers that are not the adapter's fingerprint", churned["wrong"], 0, "answers", "at most"),
+            Bar("churn: errors", churned["errors"], 0, "errors", "at most"),
             Bar("churn: engine restarts", churned["engine_restarts"], 0, "restarts", "at most"),
             Bar("churn: growth of memory", churned["memory_growth_percent"], 2, "%", "at most"),
         ]

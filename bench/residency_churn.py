@@ -24,6 +24,10 @@ EACH = 25
 """requests between two changes of what is served"""
 
 
+class NoAnswer(Exception):
+    """An adapter does not answer, or not as itself."""
+
+
 @dataclass(frozen=True, slots=True)
 class Churned:
     """What came of it. Memory in bytes, of the engine's whole process tree."""
@@ -56,9 +60,12 @@ async def churn(
 ) -> Churned:
     """Ask `requests` times for adapters, spread by Zipf and held to their fingerprints, while what is served changes.
 
-    Memory is compared with that after the first fifth, when everything has been in use once.
+    Memory is compared with that after the first fifth, when everything has been in use once. Raises NoAnswer for an
+    adapter that has no fingerprint to begin with, or shares one, and RuntimeError where memory cannot be read.
     """
     expected = {adapter.engine_name: await _answer(contestant, adapter) for adapter in adapters}
+    if len(set(expected.values())) < len(expected):
+        raise NoAnswer("two adapters answer alike: one could be taken for the other")
     chance = random.Random(seed)
     todo = iter(chance.choices(adapters, [1 / rank**EXPONENT for rank in range(1, len(adapters) + 1)], k=requests))
     done = wrong = errors = changes = before = 0
@@ -69,7 +76,7 @@ async def churn(
         for adapter in todo:
             try:
                 wrong += await _answer(contestant, adapter) != expected[adapter.engine_name]
-            except ServingError:
+            except (ServingError, NoAnswer):
                 errors += 1
             done += 1
             if done % EACH == 0:
@@ -89,12 +96,14 @@ async def _answer(contestant: Ours, adapter: AdapterVersion) -> str:
     async with contestant.opening(adapter, body) as response:
         answer = json.loads(await response.read())
         if response.status != HTTP_OK:
-            return f"status {response.status}"
+            raise NoAnswer(f"{adapter.engine_name}: status {response.status}")
         return str(answer["choices"][0]["text"])
 
 
 def memory_of(pid: int | None) -> int:
-    """Bytes in memory of a process and its descendants, shared pages counted in part; 0 where /proc does not tell."""
+    """Bytes in memory of a process and its descendants, shared pages in part. Raises RuntimeError without /proc."""
+    if not (PROC / "self" / "smaps_rollup").exists():
+        raise RuntimeError("the memory of processes cannot be read here: /proc does not tell it")
     total = 0
     for member in tree(pid) if pid is not None else ():
         total += _proportional(PROC / str(member) / "smaps_rollup")

@@ -23,10 +23,7 @@ class EngineProfile(BaseModel):
     device: Literal["cpu", "cuda"] = Field("cuda", description="what the model runs on")
     slots: int = Field(ge=1, le=4096, description="adapters resident at once")
     max_lora_rank: int = Field(description="largest rank accepted")
-    spare_slots: int = Field(
-        1, ge=0, le=64, description="slots beyond those, so that an adapter can come before another has gone"
-    )
-    host_bytes: int = Field(ge=0, description="host memory for adapters that are in no slot; pinned on a GPU host")
+    host_bytes: int = Field(ge=0, description="host memory that keeps adapters; pinned on a GPU host")
     prepared_bytes: int = Field(ge=0, description="disk for adapters in the engine's own layout")
     preload: bool = Field(
         False, description="import vLLM for the engine core while the API process imports it; where vLLM does not fork"

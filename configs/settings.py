@@ -72,11 +72,14 @@ class EngineSettings(BaseModel):
     api_key_env: str | None = Field(None, description="environment variable that holds the upstream's key")
     slots: int | None = Field(None, ge=1, le=4096, description="adapters resident at once; default: the profile's")
     max_lora_rank: int | None = Field(None, description="largest rank accepted; default: the profile's")
+    staging: bool = Field(
+        False, description="bring adapters into slots beside the engine's thread; experimental, no GPU has run it yet"
+    )
     host_bytes: int | None = Field(
-        None, ge=0, description="host memory for adapters that are in no slot; default: the profile's"
+        None, ge=0, description="with staging: host memory that keeps adapters; default: the profile's"
     )
     prepared_bytes: int | None = Field(
-        None, ge=0, description="disk for adapters in the engine's own layout; default: the profile's"
+        None, ge=0, description="with staging: disk for adapters in the engine's own layout; default: the profile's"
     )
     args: dict[str, Any] = Field(default_factory=dict, description="further vLLM arguments, as in its CLI, `_` or `-`")
     cost_per_mtok: float = Field(0.0, ge=0, description="USD per million tokens, for the router's utility")

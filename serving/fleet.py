@@ -113,13 +113,10 @@ class LocalFleet:
 
     def adopt(self, registered: RegistrySnapshot) -> None:
         """See `Fleet.adopt`."""
-        known, self._registered = self._registered, registered
+        self._registered = registered
         for base, residency in self._residencies.items():
-            if known.revision >= 0 and residency.engine.status.state is EngineState.READY:
-                new = registered.versions.keys() - known.versions.keys()
-                residency.prepare(registered.versions[name] for name in new if registered.versions[name].base == base)
             residency.sync(version for version in registered.versions.values() if version.base == base)
-            self._prefetch_serving(residency)
+            self._look_ahead(residency)
 
     def hold(self, adapter: AdapterVersion, patience: Patience) -> AbstractAsyncContextManager[Held]:
         """See `Residency.hold`."""
@@ -157,17 +154,19 @@ class LocalFleet:
 
     def _engine_changed(self, engine: Engine, status: EngineStatus) -> None:
         if status.state is EngineState.READY:
-            self._prefetch_serving(self._residencies[engine.base_name])
+            self._look_ahead(self._residencies[engine.base_name])
         for callback in self._callbacks:
             callback()
 
-    def _prefetch_serving(self, residency: Residency) -> None:
-        engine = residency.engine
-        if not self._prefetch or not engine.slots or engine.status.state is not EngineState.READY:
+    def _look_ahead(self, residency: Residency) -> None:
+        """Load what agents serve with, and have the rest prepared, once the engine is ready."""
+        engine, registered = residency.engine, self._registered
+        if not engine.slots or engine.status.state is not EngineState.READY:
             return
-        registered = self._registered
-        wanted = (find(agent) for find in (registered.champion, registered.canary) for agent in registered.agents)
-        residency.prefetch(version for version in wanted if version and version.base == engine.base_name)
+        if self._prefetch:
+            wanted = (find(agent) for find in (registered.champion, registered.canary) for agent in registered.agents)
+            residency.prefetch(version for version in wanted if version and version.base == engine.base_name)
+        residency.prepare(version for version in registered.versions.values() if version.base == engine.base_name)
 
 
 def _residency(engine: Engine, metrics: Metrics) -> Residency:

@@ -124,6 +124,11 @@ class Engine(Answering, Protocol):
     max_lora_rank: int
 
     @property
+    def staging(self) -> bool:
+        """Whether it brings adapters near and into slots beside its own work, so that doing so early is worth while."""
+        ...
+
+    @property
     def transport(self) -> Transport:
         """How it is reached, for other processes to reach it too."""
         ...
@@ -150,7 +155,7 @@ class Engine(Answering, Protocol):
         ...
 
     async def stage(self, adapter: AdapterVersion) -> None:
-        """Bring `adapter` near, soon before a load; an engine that does so by itself returns at once.
+        """Bring `adapter` near: into the engine's host memory where it stages (at once), else into the page cache.
 
         Raises AdapterLoadFailed or EngineUnavailable.
         """

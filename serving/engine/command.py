@@ -30,6 +30,8 @@ DROPPED = ("VLLM_API_KEY", "VLLM_ALLOW_RUNTIME_LORA_UPDATING", "VLLM_LORA_RESOLV
 """variables that would open the engine's own way of loading adapters, or lock us out"""
 
 SERVER_KEEPALIVE_S = 600
+SPARE_SLOTS = 1
+"""slots beyond those that are promised, where adapters are staged: one can come before another has gone"""
 EXTENSION = "serving.engine.worker.extension.StagingExtension"
 
 
@@ -51,7 +53,9 @@ def build_command(
     prepared: Path,
 ) -> Command:
     """The command for one start whose socket and temporary files lie in `run_dir`; `prepared` outlives it."""
-    plan = msgspec.json.encode(staging_plan(settings, profile, run_dir, prepared)).decode()
+    plan = "-"
+    if settings.staging:
+        plan = msgspec.json.encode(staging_plan(settings, profile, run_dir, prepared)).decode()
     worker = ("serving.engine.worker", str(run_dir), "preload" if profile.preload else "-", plan)
     arguments = render(vllm_arguments(settings, profile, model, run_dir))
     return Command((sys.executable, "-P", "-m", *worker, *arguments), environment(profile, model, run_dir, environ))
@@ -61,7 +65,7 @@ def staging_plan(settings: EngineSettings, profile: EngineProfile, run_dir: Path
     """What the engine's process may keep of adapters; the settings go before the profile."""
     host = profile.host_bytes if settings.host_bytes is None else settings.host_bytes
     disk = profile.prepared_bytes if settings.prepared_bytes is None else settings.prepared_bytes
-    return StagingPlan(str(prepared), host, disk, profile.spare_slots, str(run_dir / "notices.sock"))
+    return StagingPlan(str(prepared), host, disk, SPARE_SLOTS, str(run_dir / "notices.sock"))
 
 
 def vllm_arguments(settings: EngineSettings, profile: EngineProfile, model: str, run_dir: Path) -> dict[str, Any]:
@@ -70,7 +74,7 @@ def vllm_arguments(settings: EngineSettings, profile: EngineProfile, model: str,
     As many adapters fit the CPU's cache as the engine's slots: one that vLLM had evicted by itself would be read again
     inside a step, with every stream waiting.
     """
-    slots = (settings.slots or profile.slots) + profile.spare_slots
+    slots = (settings.slots or profile.slots) + (SPARE_SLOTS if settings.staging else 0)
     return {
         "model": model,
         "served_model_name": settings.base_name,
@@ -78,7 +82,7 @@ def vllm_arguments(settings: EngineSettings, profile: EngineProfile, model: str,
         "enable_lora": True,
         "max_loras": slots,
         "max_cpu_loras": slots,
-        "worker_extension_cls": EXTENSION,
+        "worker_extension_cls": EXTENSION if settings.staging else None,
         "max_lora_rank": settings.max_lora_rank or profile.max_lora_rank,
         "enable_prefix_caching": True,
         "enable_prompt_tokens_details": True,

@@ -21,6 +21,7 @@ from serving.engine.backoff import Backoff
 from serving.engine.base import EngineResponse, EngineState, EngineStatus
 from serving.engine.child import EngineProcess, bound, make_run_dir, rotate
 from serving.engine.command import build_command, socket_path, user_arguments
+from serving.engine.files import read_files
 from serving.engine.model import BaseModel
 from serving.engine.startup import LogReader, shorten
 from serving.engine.status import StatusBoard
@@ -84,6 +85,7 @@ class VllmEngine:
         self.max_lora_rank = settings.max_lora_rank or profile.max_lora_rank
         self.max_context: int | None = None
         self.log_path = home / "logs" / f"engine-{settings.name}.log"
+        self.staging = settings.staging
         self._prepared = home / "prepared"
         self._settings = settings
         self._profile = profile
@@ -149,12 +151,22 @@ class VllmEngine:
             raise AdapterLoadFailed(f"adapter {adapter.engine_name} cannot be loaded: {refusal(answer)}")
 
     async def prepare(self, adapter: AdapterVersion) -> None:
-        """Have `adapter` written to disk in the engine's own layout, by and by. Raises EngineUnavailable."""
-        await self._prefetch(adapter, keep=False)
+        """Have `adapter` written to disk in the engine's own layout, by and by; without staging, nothing.
+
+        Raises EngineUnavailable.
+        """
+        if self.staging:
+            await self._prefetch(adapter, keep=False)
 
     async def stage(self, adapter: AdapterVersion) -> None:
-        """Have `adapter` brought into host memory, by and by. Raises EngineUnavailable."""
-        await self._prefetch(adapter, keep=True)
+        """Have `adapter` brought into host memory, by and by; without staging, into the page cache.
+
+        Raises AdapterLoadFailed or EngineUnavailable.
+        """
+        if self.staging:
+            await self._prefetch(adapter, keep=True)
+        else:
+            await read_files(adapter)
 
     async def unload(self, engine_name: str, engine_id: int) -> None:
         """Free the adapter's slot once no request uses it. Raises EngineUnavailable."""

@@ -15,6 +15,7 @@ import msgspec
 from adapters_registry.model import AdapterVersion
 from configs.settings import EngineSettings, SettingsError
 from serving.engine.base import EngineResponse, EngineState, EngineStatus
+from serving.engine.files import read_files
 from serving.engine.model import unique
 from serving.engine.startup import shorten
 from serving.engine.status import StatusBoard
@@ -28,7 +29,6 @@ STALE_KEEPALIVE_S = 4.0
 """under the five seconds after which a stock vLLM closes an idle connection"""
 DEFAULT_SLOTS = 8
 DEFAULT_MAX_RANK = 64
-READ_BYTES = 1 << 20
 RUNTIME_UPDATING = "VLLM_ALLOW_RUNTIME_LORA_UPDATING"
 
 
@@ -65,6 +65,7 @@ class UrlEngine(ABC):
     """What both have in common: a URL, a key, and a loop that asks whether it is still there."""
 
     poll_s = POLL_S
+    staging = False
 
     def __init__(self, settings: EngineSettings, *, environ: Mapping[str, str], request_timeout_s: float) -> None:
         """Raises SettingsError when the url is missing or the key's variable is not set."""
@@ -195,10 +196,7 @@ class RemoteVllm(UrlEngine):
 
     async def stage(self, adapter: AdapterVersion) -> None:
         """Read the files, so that the server finds them in the page cache, or not at all here."""
-        try:
-            await asyncio.to_thread(read_through, adapter.path)
-        except OSError as error:
-            raise AdapterLoadFailed(f"adapter {adapter.engine_name} cannot be read: {error.strerror}") from error
+        await read_files(adapter)
 
     async def load(self, adapter: AdapterVersion) -> None:
         """Load `adapter`. Raises AdapterLoadFailed or EngineUnavailable."""
@@ -275,14 +273,6 @@ class OpenAIUpstream(UrlEngine):
             took = time.monotonic() - began
             raise EngineUnavailable(f"answers {status} after {took:.1f} s: {decode_error(answer) or 'no reason given'}")
         return False
-
-
-def read_through(folder: Path) -> None:
-    """Read every file in `folder`. Raises OSError."""
-    for file in sorted(folder.iterdir()):
-        with file.open("rb") as stream:
-            while stream.read(READ_BYTES):
-                pass
 
 
 def key_headers(settings: EngineSettings, environ: Mapping[str, str]) -> dict[str, str]:

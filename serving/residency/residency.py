@@ -25,15 +25,13 @@ FAILURE_COOLDOWN_S = 5.0
 """A refused adapter is not tried again sooner."""
 DRAIN_AFTER_S = 0.25
 """A load that waits this long for a slot makes the least valuable busy adapter drain."""
-DRAIN_MORE_AFTER_S = 1.0
-"""One more drains each time that it has waited this long: the first may be in the middle of a long answer."""
 
 
 class Residency:
     """The adapters of one engine. All methods belong to the engine's event loop.
 
     `on_load(seconds, outcome)` is called after every load with outcome `ok` or `failed`, `on_stage(seconds)` after an
-    adapter's files were read; `clock` counts seconds.
+    adapter's files were read where the engine does not stage; `clock` counts seconds.
     """
 
     def __init__(
@@ -147,6 +145,7 @@ class Residency:
 
     def prefetch(self, adapters: Iterable[AdapterVersion]) -> None:
         """Load `adapters` into free slots, without evicting anything and without waiting; bring the others near."""
+        others = []
         for adapter in adapters:
             entry = self._entry(adapter)
             if entry.state is not AdapterState.ABSENT:
@@ -155,7 +154,8 @@ class Residency:
                 entry.wanted = True
                 self._ask(entry)
             else:
-                self._ahead.bring_near(adapter)
+                others.append(adapter)
+        self._ahead.bring_near(others)
 
     def prepare(self, adapters: Iterable[AdapterVersion]) -> None:
         """Let the engine do for new `adapters` what can be done before anybody asks for them."""
@@ -269,6 +269,7 @@ class Residency:
     def _engine_changed(self, status: EngineStatus) -> None:
         if status.generation != self._generation or status.state in (EngineState.RESTARTING, EngineState.FAILED):
             self._generation = status.generation
+            self._ahead.forget()
             self._forget()
         if status.state is EngineState.READY:
             restore, self._restore = self._restore, []
@@ -290,7 +291,7 @@ class Residency:
     async def _run(self) -> None:
         while True:
             await self._evict_drained()
-            if not self._queue and self.engine.status.state is EngineState.READY:
+            if self.engine.staging and not self._queue and self.engine.status.state is EngineState.READY:
                 self._refill()
             if not self._queue or self.engine.status.state is not EngineState.READY:
                 self._changed.clear()
@@ -316,9 +317,10 @@ class Residency:
             self._resolve(entry, EngineUnavailable("nobody waits for this load any more"))
             return
         entry.state = AdapterState.STAGING
-        began = self._clock()
-        await self.engine.stage(entry.adapter)
-        self._on_stage(self._clock() - began)
+        if not self.engine.staging:
+            began = self._clock()
+            await self.engine.stage(entry.adapter)
+            self._on_stage(self._clock() - began)
         entry.state = AdapterState.STAGED
         await self._free_slot(entry)
         entry.state = AdapterState.LOADING
@@ -347,9 +349,10 @@ class Residency:
             self._drain(entry)
 
     async def _free_slot(self, entry: Entry) -> None:
-        """Return when a slot is free, evicting if need be, and draining busy adapters if that takes too long."""
+        """Return when a slot is free, evicting if need be, and draining a busy adapter if that takes too long."""
         if self.engine.slots == 0:
             raise AdapterLoadFailed(f"engine {self.engine.name} takes no adapters")
+        drain_at = self._clock() + DRAIN_AFTER_S
         while self.slots.full:
             if all(resident.pinned for resident in self.slots.values()):
                 raise AdapterLoadFailed(f"all {self.engine.slots} slots of engine {self.engine.name} are pinned")
@@ -361,9 +364,8 @@ class Residency:
                 self.slots.popitem()
                 await self._unload(victim)
                 continue
-            waited = self._clock() - entry.asked_at
-            if waited >= DRAIN_AFTER_S:
-                self.slots.drain(1 + int(waited / DRAIN_MORE_AFTER_S))
+            if self._clock() >= drain_at:
+                self.slots.drain_one()
             self._changed.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(DRAIN_AFTER_S):

@@ -88,12 +88,12 @@ class SlotCache(Cache[str, Entry]):
         )
         return min(fits, key=lambda entry: entry.priority, default=None)
 
-    def drain(self, count: int) -> None:
-        """Let the least valuable busy entries leave when their requests have ended, `count` with those that do so."""
-        for _ in range(count - sum(entry.state is AdapterState.DRAINING for entry in self.values())):
-            busy = self.lowest(evictable=False)
-            if busy is None:
-                return
+    def drain_one(self) -> None:
+        """Let the least valuable busy entry leave when its requests have ended, unless one does so already."""
+        if any(entry.state is AdapterState.DRAINING for entry in self.values()):
+            return
+        busy = self.lowest(evictable=False)
+        if busy is not None:
             busy.state = AdapterState.DRAINING
 
     def drained(self) -> list[Entry]:

@@ -21,8 +21,8 @@ START_TIMEOUT_S = 240
 _numbers = itertools.count(1)
 
 
-def make_engine(home: Path) -> VllmEngine:
-    settings = EngineSettings(name="base", slots=3)
+def make_engine(home: Path, *, staging: bool = False) -> VllmEngine:
+    settings = EngineSettings(name="base", slots=3, staging=staging)
     return VllmEngine(settings, load_profile("cpu"), BaseModel.of(settings), home=home, request_timeout_s=60)
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import pytest_asyncio
 
 from adapters_registry.model import AdapterVersion
 from bench.contestants import residency_of
@@ -16,6 +17,7 @@ from bench.residency_churn import churn
 from bench.residency_loads import Arrivals, Interference
 from configs import embedded
 from serving.engine.process import VllmEngine
+from serving.engine.worker.protocol import STAGING
 from tests.engine import MakeAdapter, adapter_at, ask
 from tests.engine.conftest import START_TIMEOUT_S, make_engine
 from tests.serving.waiting import until
@@ -23,7 +25,7 @@ from tests.serving.waiting import until
 pytestmark = [pytest.mark.engine, pytest.mark.asyncio(loop_scope="session")]
 
 TASKS = ("I was charged twice for one order.", "The supplier is liable up to the fees paid.", "SQL is built by hand.")
-STAGING_ON, STAGING_OFF = "loradock: staging on", "loradock: staging off"
+STAGING_ON, STAGING_OFF = f"{STAGING}on", f"{STAGING}off"
 
 
 def demo_adapters() -> list[AdapterVersion]:
@@ -54,59 +56,75 @@ async def tiers(engine: VllmEngine) -> Mapping[str, float]:
     return figures
 
 
-@pytest.mark.slow
-async def test_outputs_are_those_of_the_stock_path_which_serves_where_staging_cannot(
-    vllm_engine: VllmEngine, tmp_path: Path
-) -> None:
-    (tmp_path / "prepared").write_text("a file where a folder should be")
-    stock = make_engine(tmp_path)
-    await stock.start()
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def staging_engine(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[VllmEngine]:
+    """A ready engine that stages."""
+    engine = make_engine(tmp_path_factory.mktemp("staging"), staging=True)
+    await engine.start()
     try:
-        await stock.wait_ready(START_TIMEOUT_S)
-        assert stock.log_path.read_text().count(STAGING_OFF) == 1
-        assert STAGING_ON in vllm_engine.log_path.read_text()
-        for adapter in demo_adapters():
-            for (text, own), (stock_text, stocks) in zip(
-                await said(vllm_engine, adapter), await said(stock, adapter), strict=True
-            ):
-                assert text == stock_text
-                assert own == pytest.approx(stocks, abs=1e-5)
+        await engine.wait_ready(START_TIMEOUT_S)
+        yield engine
     finally:
-        await stock.stop()
+        await engine.stop()
 
 
-async def test_an_adapter_comes_from_memory_the_second_time_and_from_disk_after_its_prepared_file_was_lost(
-    vllm_engine: VllmEngine, make_adapter: MakeAdapter
+async def test_outputs_are_those_of_the_stock_path(staging_engine: VllmEngine, vllm_engine: VllmEngine) -> None:
+    assert STAGING_ON in staging_engine.log_path.read_text()
+    assert STAGING not in vllm_engine.log_path.read_text()
+    for adapter in demo_adapters():
+        for (text, own), (stock_text, stocks) in zip(
+            await said(staging_engine, adapter), await said(vllm_engine, adapter), strict=True
+        ):
+            assert text == stock_text
+            assert own == pytest.approx(stocks, abs=1e-5)
+
+
+@pytest.mark.slow
+async def test_where_staging_cannot_be_the_stock_path_serves(vllm_engine: VllmEngine, tmp_path: Path) -> None:
+    (tmp_path / "prepared").write_text("a file where a folder should be")
+    refused = make_engine(tmp_path, staging=True)
+    await refused.start()
+    try:
+        await refused.wait_ready(START_TIMEOUT_S)
+        assert refused.log_path.read_text().count(STAGING_OFF) == 1
+        [adapter, *_] = demo_adapters()
+        assert await said(refused, adapter) == await said(vllm_engine, adapter)
+    finally:
+        await refused.stop()
+
+
+async def test_an_adapter_comes_from_memory_the_second_time(
+    staging_engine: VllmEngine, make_adapter: MakeAdapter
 ) -> None:
     adapter = make_adapter(scale=0.5)
-    first = await said(vllm_engine, adapter)
-    before = await tiers(vllm_engine)
-    assert await said(vllm_engine, adapter) == first
-    after = await tiers(vllm_engine)
+    first = await said(staging_engine, adapter)
+    before = await tiers(staging_engine)
+    assert await said(staging_engine, adapter) == first
+    after = await tiers(staging_engine)
     assert after["host.hits"] == before["host.hits"] + 1
     assert after["disk.prepared"] == before["disk.prepared"]
     assert after["slots.filled"] == before["slots.filled"] + 1
     assert 0 < after["host.used_bytes"] <= after["host.capacity_bytes"]
 
 
-async def test_a_damaged_prepared_file_is_made_again(vllm_engine: VllmEngine, make_adapter: MakeAdapter) -> None:
+async def test_a_damaged_prepared_file_is_made_again(staging_engine: VllmEngine, make_adapter: MakeAdapter) -> None:
     adapter = make_adapter(scale=0.5)
-    [layout] = (vllm_engine.log_path.parents[1] / "prepared").iterdir()
+    [layout] = (staging_engine.log_path.parents[1] / "prepared").iterdir()
     file = layout / f"{adapter.digest}.row"
-    await vllm_engine.prepare(adapter)
+    await staging_engine.prepare(adapter)
     await until(file.exists)
     file.write_bytes(file.read_bytes()[:-4] + b"!!!!")
-    damaged = (await tiers(vllm_engine)).get("disk.damaged", 0)
-    status = await said(vllm_engine, adapter)
-    assert (await tiers(vllm_engine))["disk.damaged"] == damaged + 1
+    damaged = (await tiers(staging_engine)).get("disk.damaged", 0)
+    status = await said(staging_engine, adapter)
+    assert (await tiers(staging_engine))["disk.damaged"] == damaged + 1
     twin = replace(adapter, name="twin")  # the same content, and so the same row, under another name
-    assert await said(vllm_engine, twin) == status
+    assert await said(staging_engine, twin) == status
 
 
-async def test_the_residency_bench_runs_on_any_engine(vllm_engine: VllmEngine, make_adapter: MakeAdapter) -> None:
+async def test_the_residency_bench_runs_on_any_engine(staging_engine: VllmEngine, make_adapter: MakeAdapter) -> None:
     vocabulary = json.loads((embedded.BASE / "config.json").read_text())["vocab_size"]
-    adapters = [make_adapter(scale=0.5) for _ in range(2 * vllm_engine.slots)]
-    async with residency_of(vllm_engine) as contestant:
+    adapters = [make_adapter(scale=0.5) for _ in range(2 * staging_engine.slots)]
+    async with residency_of(staging_engine) as contestant:
         beside = Interference(adapters[:1], streams=2, tokens=60, every_s=0.05, prompt=16, vocabulary=vocabulary)
         figures = (await beside.run(contestant, iter(adapters[1:]), seed=0)).figures()
         assert figures["errors"] == 0

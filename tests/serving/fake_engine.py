@@ -31,6 +31,7 @@ class FakeEngine:
         self.tokens_per_s: float | None = None
         self.slots = slots
         self.max_lora_rank = 32
+        self.staging = False
         self.max_context: int | None = 2048
         self.token_s = token_s
         self.load_s = 0.0

@@ -16,7 +16,7 @@ GUARD = 'read -r _; kill -KILL "-$1"; rm -rf -- "$2"'
 
 
 def main(argv: list[str]) -> int:
-    """Serve vLLM with `argv`: RUN_DIR, `preload` or `-`, a StagingPlan in JSON, then vLLM's own arguments."""
+    """Serve vLLM with `argv`: RUN_DIR, `preload` or `-`, a StagingPlan in JSON or `-`, then vLLM's own arguments."""
     run_dir, preload, plan, *arguments = argv
     start_guard(Path(run_dir))
     protocol.tell(protocol.PHASE + protocol.IMPORTING)
@@ -24,7 +24,8 @@ def main(argv: list[str]) -> int:
         preload_engine()
     from serving.engine.worker.server import serve
 
-    return serve(arguments, msgspec.json.decode(plan, type=protocol.StagingPlan), fork_server=preload == "preload")
+    staging = None if plan == "-" else msgspec.json.decode(plan, type=protocol.StagingPlan)
+    return serve(arguments, staging, fork_server=preload == "preload")
 
 
 def start_guard(run_dir: Path) -> None:

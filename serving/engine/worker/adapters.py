@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Protocol
 
+log = logging.getLogger(__name__)
+
+RETRY_S = 0.1
 QUIET_S = 0.01
 QUIET_READINGS = 3
 """A withdrawn adapter counts as unused after so many readings so far apart without a request: one that was resolved
@@ -64,7 +68,7 @@ class Adapters:
                 await self._until_room()
                 await self._engine.add(name, engine_id, path, digest)
             except Exception as error:
-                await self._clear(engine_id)
+                self._vacating[name] = asyncio.create_task(self._vacate(name, engine_id))
                 raise LoadRefused(reason(error)) from error
             self._engine.publish(name, engine_id, path)
 
@@ -93,19 +97,19 @@ class Adapters:
             self._vacated.clear()
             await self._vacated.wait()
 
-    async def _clear(self, engine_id: int) -> None:
-        if not self._engine.dead:
-            await self._engine.remove(engine_id)
-        del self._occupied[engine_id]
-
     async def _vacate(self, name: str, engine_id: int) -> None:
         """Free the slot of a withdrawn adapter once no request can be on its way to it."""
-        try:
-            await self._until_unused(name)
-            await self._clear(engine_id)
-        finally:
-            del self._vacating[name]
-            self._vacated.set()
+        await self._until_unused(name)
+        while not self._engine.dead:
+            try:
+                await self._engine.remove(engine_id)
+                break
+            except Exception as error:  # whatever vLLM raises: the slot is not free before it has
+                log.warning("removing %s is tried again: %s", name, reason(error))
+                await asyncio.sleep(RETRY_S)
+        del self._occupied[engine_id]
+        del self._vacating[name]
+        self._vacated.set()
 
     async def _until_unused(self, name: str) -> None:
         quiet = 0

@@ -44,7 +44,8 @@ class Arena:
         self.hits = 0
         self.misses = 0
         self._block = torch.empty(capacity, dtype=torch.uint8)
-        if pinned and capacity:
+        self._pinned = pinned and capacity > 0
+        if self._pinned:
             pin(self._block)
         self._rows: OrderedDict[str, Row] = OrderedDict()
         self._lock = threading.Lock()
@@ -102,6 +103,11 @@ class Arena:
         with self._lock:
             self._rows.pop(f"taken at {row.offset}", None)
 
+    def close(self) -> None:
+        """Unpin the memory; nothing reads or writes it any more."""
+        if self._pinned:
+            unpin(self._block)
+
     def _gap(self, size: int) -> int | None:
         """Offset of the first gap of `size` bytes."""
         end = 0
@@ -120,3 +126,8 @@ def pin(block: torch.Tensor) -> None:
         with contextlib.suppress(RuntimeError):  # CUDA keeps the error for the next launch, so let that be this one
             torch.ones(1, device="cuda")
         raise RuntimeError(f"{block.numel()} bytes of host memory cannot be pinned (CUDA error {int(status)})")
+
+
+def unpin(block: torch.Tensor) -> None:
+    """Undo `pin`, before the memory goes back to the system."""
+    torch.cuda.cudart().cudaHostUnregister(block.data_ptr())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import importlib
 import multiprocessing
 import os
@@ -171,6 +172,11 @@ class Bridge:
         return bool(self._client.errored)
 
     @property
+    def stages(self) -> bool:
+        """Whether adapters are staged beside the engine."""
+        return self._notices is not None
+
+    @property
     def max_model_len(self) -> int:
         """Longest prompt plus completion, in tokens."""
         return int(self._client.model_config.max_model_len)
@@ -189,7 +195,10 @@ class Bridge:
             problem: str = next(filter(None, answers), "")
             self._notices = None if problem else Notices(plan.notices, len(answers))
         except Exception as error:  # vLLM has no narrower one for a worker without the method
-            return " ".join(str(error).split())
+            problem = " ".join(str(error).split()) or type(error).__name__
+        if problem:  # on one worker: the others must not keep what they took
+            with contextlib.suppress(Exception):
+                await self._call("close")
         return problem
 
     def adapters(self) -> dict[str, int]:

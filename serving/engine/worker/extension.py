@@ -14,7 +14,7 @@ import torch
 
 from serving.engine.worker.bridge import UnknownVllm
 from serving.engine.worker.protocol import FAILED, PENDING, READY, StagingPlan
-from serving.engine.worker.slot_bank import SlotBank, stop_pinning
+from serving.engine.worker.slot_bank import SlotBank
 from serving.engine.worker.staging import Adapter, Progress, Stager, Staging, open_stager
 
 SWITCH_INTERVAL_S = 1e-4
@@ -27,21 +27,33 @@ class StagingExtension:
     _loradock_bank: SlotBank
     _loradock_stager: Stager
     _loradock_stagings: dict[int, Staging]
+    _loradock_abandoned: list[Staging]
+    """removed before their slots were filled: these are free once nothing writes them any more"""
 
     def loradock_open(self, plan: str) -> str:
         """Begin to stage by `plan`, in JSON. Returns why it cannot be done here, or nothing."""
         try:
             self._loradock_bank = SlotBank(self)
+            self._loradock_bank.take_over()
             self._loradock_stager = open_stager(self._loradock_bank, msgspec.json.decode(plan, type=StagingPlan))
-            stop_pinning()
         except (UnknownVllm, OSError, RuntimeError, AttributeError) as error:
+            self.loradock_close()
             return " ".join(str(error).split()) or type(error).__name__
         self._loradock_stagings = {}
+        self._loradock_abandoned = []
         sys.setswitchinterval(SWITCH_INTERVAL_S)
         return ""
 
+    def loradock_close(self) -> None:
+        """Give back all that `loradock_open` took; vLLM loads adapters itself then."""
+        if stager := vars(self).pop("_loradock_stager", None):
+            stager.close()
+        if bank := vars(self).pop("_loradock_bank", None):
+            bank.give_back()
+
     def loradock_begin(self, ticket: int, engine_id: int, name: str, path: str, digest: str) -> str:
         """Reserve a slot for the adapter and begin to fill it. Returns why it cannot be, or nothing."""
+        self._loradock_sweep()
         slot = self._loradock_bank.reserve()
         if slot is None:
             return "no slot is free"
@@ -65,12 +77,21 @@ class StagingExtension:
         return {"state": READY, "tiers": self._loradock_stager.tiers()}
 
     def loradock_remove(self, engine_id: int) -> None:
-        """Free the adapter's slot."""
+        """Free the adapter's slot; one that is still being filled, once that has ended."""
+        if (staging := self._loradock_stagings.pop(engine_id, None)) is not None:
+            self._loradock_abandoned.append(staging)
+        self._loradock_sweep()
         self._loradock_bank.remove(engine_id)
 
     def loradock_prefetch(self, name: str, path: str, digest: str, keep: bool) -> None:
         """Prepare an adapter for later; with `keep`, also bring it into host memory."""
         self._loradock_stager.prefetch(Adapter(name, path, digest), keep=keep)
+
+    def _loradock_sweep(self) -> None:
+        ended = [staging for staging in self._loradock_abandoned if staging.progress is not Progress.STAGING]
+        for staging in ended:
+            self._loradock_abandoned.remove(staging)
+            self._loradock_bank.free(staging.slot)
 
     def _loradock_mark(self) -> Any:
         """The device's event behind all that was launched so far; None where the device runs in step with us."""

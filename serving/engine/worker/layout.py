@@ -54,11 +54,8 @@ class Layout:
 
     @cached_property
     def key(self) -> str:
-        """Name of the layout: equal for workers that can use the same prepared bytes, whatever their largest rank."""
-        fields = [
-            (field.name, [None if dim == field.rank_dim else size for dim, size in enumerate(field.shape)], field.dtype)
-            for field in self.fields
-        ]
+        """Name of the layout: equal for workers that can use the same prepared bytes."""
+        fields = [(field.name, field.shape, field.rank_dim, field.dtype) for field in self.fields]
         content = json.dumps([FORMAT, self.salt, fields])
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 

@@ -7,6 +7,7 @@ the layout; what is missing or damaged is made again from the adapter itself.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import struct
@@ -90,7 +91,8 @@ class PreparedFolder:
             with path.open("rb") as file:
                 head, begin = _read_head(file.read(HEAD_ALIGNMENT), file)
                 size = os.fstat(file.fileno()).st_size
-            os.utime(path)
+            with contextlib.suppress(OSError):  # then it merely looks less used than it is
+                os.utime(path)
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -122,7 +124,8 @@ class PreparedFolder:
 
     def remove(self, digest: str) -> None:
         """Forget the file of that adapter."""
-        self.path_of(digest).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it stays damaged, and the adapter is made again each time
+            self.path_of(digest).unlink(missing_ok=True)
         self.used, self.count = self._measure()
 
     def _make_room(self, needed: int) -> None:
@@ -175,5 +178,9 @@ def _read_head(start: bytes, file: Any) -> tuple[Head, int]:
     text = (start + file.read(max(0, begin - len(start))))[fixed:end]
     if zlib.crc32(text) != checksum:
         raise Damaged("its head is damaged")
-    content = json.loads(text)
-    return Head(**{**content, "present": tuple(content["present"]), "checksums": tuple(content["checksums"])}), begin
+    try:
+        content = json.loads(text)
+        lists = {name: tuple(content[name]) for name in ("present", "checksums")}
+        return Head(**{**content, **lists}), begin
+    except (KeyError, TypeError, ValueError) as error:
+        raise Damaged(f"its head is of another kind: {error}") from error

@@ -6,7 +6,7 @@ import argparse
 import asyncio
 import os
 import signal
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import msgspec
 from fastapi import FastAPI
@@ -21,6 +21,9 @@ from serving.engine.worker.tiers import expose
 
 DEAD_CHECK_S = 0.2
 
+Digest = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
+"""becomes part of a path"""
+
 
 class LoadRequest(msgspec.Struct, forbid_unknown_fields=True):
     """Body of a load."""
@@ -28,7 +31,7 @@ class LoadRequest(msgspec.Struct, forbid_unknown_fields=True):
     name: str
     id: int
     path: str
-    digest: str
+    digest: Digest
 
 
 class PrefetchRequest(msgspec.Struct, forbid_unknown_fields=True):
@@ -36,7 +39,7 @@ class PrefetchRequest(msgspec.Struct, forbid_unknown_fields=True):
 
     name: str
     path: str
-    digest: str
+    digest: Digest
     keep: bool
 
 
@@ -47,7 +50,7 @@ class UnloadRequest(msgspec.Struct, forbid_unknown_fields=True):
     id: int
 
 
-def serve(arguments: list[str], plan: protocol.StagingPlan, *, fork_server: bool) -> int:
+def serve(arguments: list[str], plan: protocol.StagingPlan | None, *, fork_server: bool) -> int:
     """Run vLLM until a signal. Returns the exit status. `fork_server` says that one was started to preload vLLM."""
     try:
         bridge.import_all()
@@ -70,7 +73,7 @@ def refuse(error: Exception) -> int:
     return protocol.EXIT_CONFIG
 
 
-async def run(args: argparse.Namespace, config: Any, plan: protocol.StagingPlan, *, fork_server: bool) -> None:
+async def run(args: argparse.Namespace, config: Any, plan: protocol.StagingPlan | None, *, fork_server: bool) -> None:
     """Start the engine core and serve its app."""
     signal.signal(signal.SIGTERM, interrupted)
     _, sock = bridge.find("setup_server")(args, reuse_port=False)
@@ -78,8 +81,9 @@ async def run(args: argparse.Namespace, config: Any, plan: protocol.StagingPlan,
     async with bridge.start_engine(args, config, fork_server=fork_server) as engine:
         protocol.tell(protocol.PHASE + protocol.STARTING_SERVER)
         app = await engine.build_app(args)
-        problem = await engine.open_staging(plan)
-        protocol.tell(protocol.STAGING + (f"off, vLLM loads adapters itself: {problem}" if problem else "on"))
+        if plan is not None:
+            problem = await engine.open_staging(plan)
+            protocol.tell(protocol.STAGING + (f"off, vLLM loads adapters itself: {problem}" if problem else "on"))
         extend(app, engine)
         watch = asyncio.create_task(die_with(engine))
         shutdown = await bridge.serve_app(app, sock, args)
@@ -95,7 +99,8 @@ def interrupted(*_: object) -> NoReturn:
 def extend(app: FastAPI, engine: bridge.Bridge) -> None:
     """Add residency's routes."""
     app.router.routes.extend(routes(Adapters(engine), engine))
-    expose(engine)
+    if engine.stages:
+        expose(engine)
     app.state.loradock_engine = engine
 
 

@@ -6,14 +6,17 @@ Insides that are not as expected raise UnknownVllm at the start, and adapters th
 from __future__ import annotations
 
 import importlib
+import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from serving.engine.worker.bridge import UnknownVllm, find, version
 from serving.engine.worker.layout import Field, Layout
+
+log = logging.getLogger(__name__)
 
 STACKED = ("lora_a_stacked", "lora_b_stacked")
 """attributes of a LoRA layer that hold its weights, slot by slot"""
@@ -63,10 +66,52 @@ class SlotBank:
                 self._tensors.append(tensor)
             self._modules[name] = list(range(first, len(fields)))
         parallel = worker.vllm_config.parallel_config
-        salt = f"vllm {version()} rank {worker.rank} of {parallel.world_size}"
+        if parallel.data_parallel_size > 1:
+            raise UnknownVllm("with data parallelism only one of the engines answers a question")
+        self.workers = int(parallel.world_size)
+        sharding = "sharded" if worker.vllm_config.lora_config.fully_sharded_loras else "whole"
+        salt = f"vllm {version()} rank {worker.rank} of {parallel.world_size} {sharding}"
         self.layout = Layout(tuple(fields), salt)
         self.device = self._tensors[0].device
         self._targets: dict[tuple[int, int], list[torch.Tensor]] = {}
+        self._set_active = loader.set_active_adapters
+        self._pinning: dict[str, Any] = {}
+
+    def take_over(self) -> None:
+        """From now on adapters come by `commit` alone, and vLLM reads without pinning each tensor.
+
+        Pinning is a driver call each, which the engine's thread would wait for. Raises UnknownVllm.
+        """
+        modules = {name: vars(importlib.import_module(name)) for name in PINNING}
+        if not all("PIN_MEMORY" in names for names in modules.values()):
+            raise UnknownVllm(f"vLLM {version()} pins what it reads in an unknown way")
+        for name, names in modules.items():
+            self._pinning[name], names["PIN_MEMORY"] = names["PIN_MEMORY"], False
+        self._loader.set_active_adapters = self._set_active_if_here
+
+    def give_back(self) -> None:
+        """Let vLLM load adapters its own way again."""
+        for name, pinned in self._pinning.items():
+            vars(importlib.import_module(name))["PIN_MEMORY"] = pinned
+        vars(self._loader).pop("set_active_adapters", None)
+
+    def _set_active_if_here(self, requests: set[Any], mapping: Any) -> None:
+        """Activate a batch's adapters; a request for one that is in no slot goes to the base. Engine's thread.
+
+        Such a request named the adapter just before it was withdrawn. vLLM would load it here, with every stream
+        waiting, into a slot that nobody knows of, or die for want of one.
+        """
+        here = self._manager._registered_adapters
+        gone = {request.lora_int_id for request in requests if request and request.lora_int_id not in here}
+        if gone:
+            log.warning("requests for adapters that have left are answered by the base: %s", sorted(gone))
+            requests = {request for request in requests if request and request.lora_int_id in here}
+            mapping = mapping and replace(
+                mapping,
+                index_mapping=tuple(0 if number in gone else number for number in mapping.index_mapping),
+                prompt_mapping=tuple(0 if number in gone else number for number in mapping.prompt_mapping),
+            )
+        self._set_active(requests, mapping)
 
     def pack(self, name: str, path: str) -> Packed:
         """Read an adapter's folder as vLLM does. Raises what vLLM raises for one that it refuses."""
@@ -159,6 +204,7 @@ def _checked(manager: Any, loader: Any) -> Any:
         (manager, "_create_merged_loras_inplace", object),
         (manager, "_get_lora_layer_weights", object),
         (loader, "_load_adapter", object),
+        (loader, "set_active_adapters", object),
     )
     for owner, name, kind in wanted:
         if not hasattr(owner, name) or not isinstance(getattr(owner, name), kind):
@@ -207,15 +253,3 @@ def _rank(lora_a: Any, lora_b: Any) -> int:
     """The largest rank in a layer's weights, of which some may be missing."""
     pairs = zip(lora_a, lora_b, strict=True) if isinstance(lora_a, list) else [(lora_a, lora_b)]
     return max((max(a.shape[0], b.shape[1]) for a, b in pairs if a is not None and b is not None), default=1)
-
-
-def stop_pinning() -> None:
-    """Let vLLM read without pinning each tensor: a driver call each, which the engine's thread would wait for.
-
-    Raises UnknownVllm.
-    """
-    for name in PINNING:
-        module = importlib.import_module(name)
-        if not hasattr(module, "PIN_MEMORY"):
-            raise UnknownVllm(f"vLLM {version()} pins what it reads in an unknown way")
-        vars(module)["PIN_MEMORY"] = False

@@ -87,6 +87,7 @@ class Stager:
         self._turn = threading.Condition()
         self._stream = torch.cuda.Stream(bank.device) if bank.device.type == "cuda" else None
         self._counts: Counter[str] = Counter()
+        self._counting = threading.Lock()
         self._seconds: defaultdict[str, float] = defaultdict(float)
 
     def begin(self, staging: Staging) -> None:
@@ -96,6 +97,12 @@ class Stager:
     def prefetch(self, adapter: Adapter, *, keep: bool) -> Future[None]:
         """Prepare an adapter for later; with `keep`, also bring it into host memory."""
         return self._idle.submit(self._prefetch, adapter, keep)
+
+    def close(self) -> None:
+        """End the threads and give back the memory."""
+        for threads in (self._urgent, self._idle, self._readers):
+            threads.shutdown(wait=True, cancel_futures=True)
+        self._arena.close()
 
     def tiers(self) -> dict[str, dict[str, float]]:
         """Sizes, use and events of each tier; seconds and bytes are sums."""
@@ -138,7 +145,7 @@ class Stager:
                 self._arena.release(row)
             self._on_filled(staging.ticket)
         except Exception as error:  # whatever vLLM makes of a bad adapter; told to who asked for it
-            self._counts["failed"] += 1
+            self._count("failed")
             staging.reason = " ".join(str(error).split()) or type(error).__name__
             staging.progress = Progress.FAILED
 
@@ -165,15 +172,29 @@ class Stager:
             return None
         row = self._arena.take(file.head.size)
         began = time.perf_counter()
+        with self._kept_or_discarded(row):
+            try:
+                file.read_into(row.memory, self._readers)
+            except (Damaged, OSError) as error:
+                self._arena.discard(row)
+                self._forget(adapter.digest, error)
+                return None
+            self._seconds["read"] += time.perf_counter() - began
+            self._count("read_bytes", file.head.size)
+            return self._keep(adapter.digest, row, file.head)
+
+    @contextlib.contextmanager
+    def _kept_or_discarded(self, row: Row) -> Iterator[None]:
+        """Free the row's memory if what fills it fails."""
         try:
-            file.read_into(row.memory, self._readers)
-        except (Damaged, OSError) as error:
+            yield
+        except BaseException:
             self._arena.discard(row)
-            self._forget(adapter.digest, error)
-            return None
-        self._seconds["read"] += time.perf_counter() - began
-        self._counts["read_bytes"] += file.head.size
-        return self._keep(adapter.digest, row, file.head)
+            raise
+
+    def _count(self, event: str, by: int = 1) -> None:
+        with self._counting:
+            self._counts[event] += by
 
     def _prepare(self, adapter: Adapter, *, keep: bool) -> Row:
         """Make the row from the adapter's folder and write its prepared file."""
@@ -183,17 +204,18 @@ class Stager:
         parts, size = self._bank.layout.parts(present, packed.rank)
         head = Head(adapter.digest, packed.rank, present, size)
         row = self._arena.take(size) if keep else Row(torch.empty(size, dtype=torch.uint8), None)
-        row.buffer.zero_()
-        self._lay_out(row, head)
-        for part, into in zip(parts, row.parts, strict=True):
-            into.copy_(_filled(packed, part.field, part.shape))
-        try:
-            self._folder.write(head, row.memory)
-        except OSError as error:
-            log.warning("the prepared form of %s cannot be kept: %s", adapter.name, error)
-        self._seconds["prepare"] += time.perf_counter() - began
-        self._counts["prepared"] += 1
-        return self._keep(adapter.digest, row, head)
+        with self._kept_or_discarded(row):
+            row.buffer.zero_()
+            self._lay_out(row, head)
+            for part, into in zip(parts, row.parts, strict=True):
+                into.copy_(_filled(packed, part.field, part.shape))
+            try:
+                self._folder.write(head, row.memory)
+            except OSError as error:
+                log.warning("the prepared form of %s cannot be kept: %s", adapter.name, error)
+            self._seconds["prepare"] += time.perf_counter() - began
+            self._count("prepared")
+            return self._keep(adapter.digest, row, head)
 
     def _keep(self, digest: str, row: Row, head: Head) -> Row:
         self._lay_out(row, head)
@@ -225,8 +247,8 @@ class Stager:
                 torch._foreach_copy_(filled[begin:end], row.parts[begin:end], non_blocking=True)
                 self._settle()
         self._seconds["fill"] += time.perf_counter() - began
-        self._counts["fill_bytes"] += row.head.size
-        self._counts["filled"] += 1
+        self._count("fill_bytes", row.head.size)
+        self._count("filled")
         staging.rank = row.head.rank
         staging.progress = Progress.FILLED
 
@@ -245,14 +267,25 @@ class Stager:
 
     def _open(self, digest: str) -> Any:
         try:
-            return self._folder.open(digest)
+            file = self._folder.open(digest)
+            if file is not None:
+                self._check(file.head)
         except Damaged as error:
             self._forget(digest, error)
             return None
+        return file
+
+    def _check(self, head: Head) -> None:
+        """Raises Damaged for a row that does not lie as rows of these slots do."""
+        known = range(len(self._bank.layout.fields))
+        if not all(number in known for number in head.present):
+            raise Damaged("it fills fields that there are not")
+        if self._bank.layout.parts(head.present, head.rank)[1] != head.size:
+            raise Damaged(f"a row of rank {head.rank} does not have {head.size} bytes")
 
     def _forget(self, digest: str, error: Exception) -> None:
         log.warning("the prepared form of %s is made again: %s", digest[:12], error)
-        self._counts["damaged"] += 1
+        self._count("damaged")
         self._folder.remove(digest)
 
     @contextlib.contextmanager
@@ -289,7 +322,9 @@ def _filled(packed: Packed, number: int, shape: tuple[int, ...]) -> torch.Tensor
 
 
 def open_stager(bank: SlotBank, plan: StagingPlan) -> Stager:
-    """A stager with its tiers. Raises OSError or RuntimeError if one cannot be had."""
-    arena = Arena(plan.host_bytes, pinned=bank.device.type == "cuda")
-    folder = PreparedFolder(Path(plan.folder) / bank.layout.key, plan.disk_bytes)
-    return Stager(bank, arena, folder, on_filled=Teller(plan.notices).tell)
+    """A stager with its tiers, this worker's share of them. Raises OSError or RuntimeError if one cannot be had."""
+    folder = PreparedFolder(Path(plan.folder) / bank.layout.key, plan.disk_bytes // bank.workers)
+    teller = Teller(plan.notices)
+    # Last, as nothing may fail once the memory is pinned.
+    arena = Arena(plan.host_bytes // bank.workers, pinned=bank.device.type == "cuda")
+    return Stager(bank, arena, folder, on_filled=teller.tell)

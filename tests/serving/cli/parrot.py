@@ -86,6 +86,7 @@ class Parrot:
     max_lora_rank = 16
     max_context = 512
     model_path = None
+    staging = False
 
     def __init__(self) -> None:
         self.status = EngineStatus(EngineState.READY, 1, 0, "ready")

@@ -6,7 +6,7 @@ import pytest
 from configs import embedded
 from configs.profiles import load_profile
 from configs.settings import EngineSettings, SettingsError
-from serving.engine.command import build_command, render, socket_path
+from serving.engine.command import EXTENSION, SPARE_SLOTS, build_command, render, socket_path
 from serving.engine.model import BaseModel
 from serving.engine.worker.protocol import StagingPlan
 
@@ -24,9 +24,9 @@ def env_of(settings: EngineSettings, profile: str = "cpu", environ: dict[str, st
     return dict(build_command(settings, load_profile(profile), model, RUN_DIR, environ or {}, prepared=PREPARED).env)
 
 
-def test_the_cpu_cache_holds_as_many_adapters_as_there_are_slots_and_one_more_may_come_early() -> None:
+def test_the_cpu_cache_holds_as_many_adapters_as_there_are_slots() -> None:
     argv = command_of(EngineSettings(name="base", slots=7, max_lora_rank=64))
-    assert {"--max-loras=8", "--max-cpu-loras=8", "--max-lora-rank=64", "--enable-lora"} <= set(argv)
+    assert {"--max-loras=7", "--max-cpu-loras=7", "--max-lora-rank=64", "--enable-lora"} <= set(argv)
     assert f"--uds={socket_path(RUN_DIR)}" in argv
     assert f"--model={embedded.BASE}" in argv
     assert "--served-model-name=loradock-tiny" in argv
@@ -38,11 +38,23 @@ def test_a_users_argument_overrides_the_profiles_in_either_spelling() -> None:
     assert [word for word in argv if word.startswith("--dtype")] == ["--dtype=bfloat16"]
 
 
+def test_without_staging_vllm_is_as_it_comes() -> None:
+    argv = command_of(EngineSettings(name="base", host_bytes=7))
+    assert argv[6] == "-"
+    assert not [word for word in argv if "worker-extension-cls" in word]
+
+
+def test_with_staging_one_more_adapter_may_come_early() -> None:
+    argv = command_of(EngineSettings(name="base", slots=7, staging=True))
+    assert {"--max-loras=8", "--max-cpu-loras=8", f"--worker-extension-cls={EXTENSION}"} <= set(argv)
+
+
 def test_what_may_be_kept_of_adapters_is_the_profiles_unless_it_is_set() -> None:
-    plan = msgspec.json.decode(command_of(EngineSettings(name="base", host_bytes=7))[6], type=StagingPlan)
+    settings = EngineSettings(name="base", staging=True, host_bytes=7)
+    plan = msgspec.json.decode(command_of(settings)[6], type=StagingPlan)
     profile = load_profile("cpu")
     notices = str(RUN_DIR / "notices.sock")
-    assert plan == StagingPlan(str(PREPARED), 7, profile.prepared_bytes, profile.spare_slots, notices)
+    assert plan == StagingPlan(str(PREPARED), 7, profile.prepared_bytes, SPARE_SLOTS, notices)
 
 
 @pytest.mark.parametrize("name", ["port", "uds", "--max-loras", "enable-lora", "served_model_name", "api-key", "model"])

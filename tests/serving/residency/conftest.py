@@ -23,8 +23,9 @@ class SlotEngine:
     max_lora_rank = 16
     max_context = 2048
 
-    def __init__(self, slots: int = 2, load_s: float = 0.01) -> None:
+    def __init__(self, slots: int = 2, load_s: float = 0.01, *, staging: bool = False) -> None:
         self.slots = slots
+        self.staging = staging
         self.load_s = load_s
         self.loaded: set[str] = set()
         self.loads: Counter[str] = Counter()

@@ -19,39 +19,60 @@ Make = Callable[..., AdapterVersion]
 
 
 async def test_those_that_come_next_are_brought_near_while_one_is_loaded(make_adapter: Make) -> None:
-    engine, adapters = SlotEngine(slots=1), [make_adapter(number) for number in range(AHEAD + 4)]
+    engine, adapters = SlotEngine(slots=1, staging=True), [make_adapter(number) for number in range(AHEAD + 4)]
     async with running(engine) as residency, contextlib.AsyncExitStack() as stack:
         await stack.enter_async_context(using(residency, adapters[0]))
         waiting = [asyncio.create_task(residency.hold(adapter, WAIT).__aenter__()) for adapter in adapters[1:]]
         await asyncio.sleep(0.05)
-        assert engine.staged == [adapter.engine_name for adapter in adapters[: AHEAD + 2]]
+        assert engine.staged == [adapter.engine_name for adapter in adapters[2 : AHEAD + 2]]
         for task in waiting:
             task.cancel()
 
 
 async def test_new_adapters_are_prepared_and_what_finds_no_slot_is_brought_near(make_adapter: Make) -> None:
-    engine, adapters = SlotEngine(slots=1), [make_adapter(number) for number in range(3)]
+    engine, adapters = SlotEngine(slots=1, staging=True), [make_adapter(number) for number in range(3)]
     async with running(engine) as residency:
         residency.prepare(adapters)
         residency.prefetch(adapters[:2])
         await until(lambda: engine.loaded)
         assert engine.prepared == [adapter.engine_name for adapter in adapters]
-        assert set(engine.staged) == {adapter.engine_name for adapter in adapters[:2]}
+        assert engine.staged == [adapters[1].engine_name]
+        residency.prepare(adapters)
+        residency.prefetch(adapters[:2])
+        await asyncio.sleep(0.02)
+        assert len(engine.prepared) == 3, "prepared again"
+        assert len(engine.staged) == 1, "brought near again"
+
+
+async def test_without_staging_nothing_is_done_ahead(make_adapter: Make) -> None:
+    engine, adapters = SlotEngine(slots=1), [make_adapter(number) for number in range(3)]
+    async with running(engine) as residency:
+        for adapter in adapters[:2]:
+            async with using(residency, adapter):
+                pass
+        residency.prepare(adapters)
+        residency.prefetch(adapters)
+        await residency.unload(adapters[1])
+        await until(lambda: not engine.loaded)
+        await asyncio.sleep(0.05)
+        assert engine.staged == [adapter.engine_name for adapter in adapters[:2]], "read before their loads alone"
+        assert not engine.prepared
+        assert not engine.loaded
 
 
 async def test_what_is_registered_while_the_engine_runs_is_prepared_before_anybody_asks(make_adapter: Make) -> None:
-    engine, old, new = SlotEngine(), make_adapter(1), make_adapter(2)
+    engine, old, new = SlotEngine(staging=True), make_adapter(1), make_adapter(2)
     fleet = LocalFleet([engine], Metrics(), prefetch=False)
     fleet.adopt(RegistrySnapshot(1, {old.engine_name: old}))
     fleet.adopt(RegistrySnapshot(2, {old.engine_name: old, new.engine_name: new}))
     fleet.adopt(RegistrySnapshot(3, {new.engine_name: new}))
     await asyncio.sleep(0.05)
-    assert engine.prepared == [new.engine_name]
+    assert engine.prepared == [old.engine_name, new.engine_name]
     assert not engine.loads
 
 
 async def test_a_slot_that_becomes_free_goes_to_what_is_most_in_demand(make_adapter: Make) -> None:
-    engine, often, seldom, last = SlotEngine(slots=2), make_adapter(1), make_adapter(2), make_adapter(3)
+    engine, often, seldom, last = SlotEngine(slots=2, staging=True), make_adapter(1), make_adapter(2), make_adapter(3)
     async with running(engine, clock=lambda: 0.0) as residency:
         for adapter in (often, often, often, seldom, last):
             async with using(residency, adapter):
@@ -61,30 +82,6 @@ async def test_a_slot_that_becomes_free_goes_to_what_is_most_in_demand(make_adap
         await until(lambda: engine.loaded == {seldom.engine_name, often.engine_name})
         await asyncio.sleep(0.05)
         assert engine.loads[last.engine_name] == 1, "what was unloaded on purpose came back"
-
-
-async def test_a_long_answer_on_what_drains_first_does_not_hold_up_those_who_wait(make_adapter: Make) -> None:
-    engine, long, hot, cold = SlotEngine(slots=2), make_adapter(1), make_adapter(2), make_adapter(3)
-    async with running(engine) as residency:
-        stop = asyncio.Event()
-
-        async def use(adapter: AdapterVersion, seconds: float) -> None:
-            async with using(residency, adapter):
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(stop.wait(), seconds)
-
-        async def keep_busy() -> None:
-            while not stop.is_set():
-                await use(hot, 0.03)
-
-        tasks = [asyncio.create_task(use(long, 30))]
-        await until(lambda: engine.loaded)
-        tasks += [asyncio.create_task(keep_busy()) for _ in range(3)]
-        await until(lambda: len(engine.loaded) == 2)
-        async with asyncio.timeout(3), using(residency, cold):
-            assert long.engine_name in engine.loaded
-        stop.set()
-        await asyncio.gather(*tasks)
 
 
 async def test_under_contention_nobody_waits_longer_than_the_others_take(make_adapter: Make) -> None:

@@ -96,6 +96,19 @@ async def test_a_busy_adapter_cannot_starve_a_cold_one(make_adapter: Make) -> No
         await asyncio.gather(*clients)
 
 
+async def test_a_queue_of_cold_adapters_drains_one_busy_one_at_a_time(make_adapter: Make) -> None:
+    engine, adapters = SlotEngine(slots=3), [make_adapter(number) for number in range(6)]
+    async with running(engine) as residency:
+        async with contextlib.AsyncExitStack() as stack:
+            for adapter in adapters[:3]:
+                await stack.enter_async_context(using(residency, adapter))
+            waiting = [asyncio.create_task(residency.hold(adapter, WAIT).__aenter__()) for adapter in adapters[3:]]
+            await asyncio.sleep(1.3)
+            assert [entry.state for entry in residency.slots.values()].count(AdapterState.DRAINING) == 1
+        for held in await asyncio.gather(*waiting):
+            await held.__aexit__(None, None, None)
+
+
 async def test_a_wait_past_the_limit_goes_to_the_base_while_the_load_goes_on(make_adapter: Make) -> None:
     engine, adapter = SlotEngine(load_s=0.1), make_adapter(1)
     async with running(engine) as residency:

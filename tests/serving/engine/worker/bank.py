@@ -26,6 +26,7 @@ class Bank:
     def __init__(self, slots: int = 2, device: str = "cpu") -> None:
         self.layout = LAYOUT
         self.count = slots
+        self.workers = 1
         self.device = torch.device(device)
         self.tensors = [torch.full((slots, *field.shape), 9.0, device=device) for field in LAYOUT.fields]
         self.packs = 0

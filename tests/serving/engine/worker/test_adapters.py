@@ -24,6 +24,7 @@ class Engine:
         self.published: dict[str, int] = {}
         self.requests: Counter[str | None] = Counter()
         self.refuse = False
+        self.stuck = 0
 
     def adapters(self) -> dict[str, int]:
         return self.published
@@ -40,6 +41,9 @@ class Engine:
 
     async def remove(self, engine_id: int) -> None:
         await asyncio.sleep(0)
+        if self.stuck:
+            self.stuck -= 1
+            raise RuntimeError("not now")
         self.resident.discard(engine_id)
 
     def publish(self, name: str, engine_id: int, path: str) -> None:
@@ -117,3 +121,16 @@ async def test_a_refused_adapter_leaves_its_slot(tmp_path: Path) -> None:
     engine.refuse = False
     await load(adapters, 2, tmp_path)
     assert engine.published == {"a2": 2}
+
+
+async def test_a_slot_that_cannot_be_freed_at_once_is_freed_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serving.engine.worker.adapters.RETRY_S", 0.01)
+    engine = Engine(1, 0)
+    adapters = Adapters(engine)
+    await load(adapters, 1, tmp_path)
+    engine.stuck = 2
+    await adapters.unload("a1", 1)
+    await load(adapters, 2, tmp_path)
+    assert engine.resident == {2}

@@ -1,12 +1,15 @@
+import json
 import os
+import struct
 import time
+import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from serving.engine.worker.prepared import BLOCK, HEAD_ALIGNMENT, Damaged, Head, PreparedFolder
+from serving.engine.worker.prepared import BLOCK, HEAD_ALIGNMENT, MAGIC, Damaged, Head, PreparedFolder
 
 SIZE = BLOCK + 1000
 
@@ -81,6 +84,23 @@ def test_what_is_larger_than_the_folder_is_not_kept(tmp_path: Path) -> None:
     folder = PreparedFolder(tmp_path, 1000)
     assert not folder.write(*_small("d1"))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_head_of_another_kind_is_damage(tmp_path: Path) -> None:
+    folder = PreparedFolder(tmp_path, 1 << 30)
+    text = json.dumps({"digest": "d1", "size": 0}).encode()
+    start = MAGIC + struct.pack("<II", len(text), zlib.crc32(text)) + text
+    folder.path_of("d1").write_bytes(start.ljust(HEAD_ALIGNMENT, b"\0"))
+    with pytest.raises(Damaged, match="another kind"):
+        folder.open("d1")
+
+
+def test_what_cannot_be_removed_is_left(tmp_path: Path) -> None:
+    folder = PreparedFolder(tmp_path, 1 << 30)
+    folder.path_of("d1").mkdir()
+    with pytest.raises(Damaged):
+        folder.open("d1")
+    folder.remove("d1")
 
 
 def _small(digest: str) -> tuple[Head, memoryview]:

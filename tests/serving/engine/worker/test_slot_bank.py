@@ -1,14 +1,19 @@
 """Insides of vLLM that are not as we know them are told at the start, by name."""
 
+import importlib
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 
 from serving.engine.worker.bridge import UnknownVllm
 from serving.engine.worker.extension import StagingExtension
-from serving.engine.worker.slot_bank import SlotBank
+from serving.engine.worker.protocol import StagingPlan
+from serving.engine.worker.slot_bank import PINNING, SlotBank
+from serving.engine.worker.staging import Adapter, Progress, Staging
 
 pytest.importorskip("vllm")
 
@@ -32,11 +37,12 @@ def worker(modules: dict[str, Any], **others: Any) -> Any:
         _get_lora_layer_weights=None,
     )
     vars(manager).update(others)
-    loader = SimpleNamespace(_adapter_manager=manager, _load_adapter=None)
-    parallel = SimpleNamespace(world_size=1)
-    return SimpleNamespace(
-        rank=0, model_runner=SimpleNamespace(lora_manager=loader), vllm_config=SimpleNamespace(parallel_config=parallel)
+    loader = SimpleNamespace(_adapter_manager=manager, _load_adapter=None, set_active_adapters=None)
+    config = SimpleNamespace(
+        parallel_config=SimpleNamespace(world_size=1, data_parallel_size=1),
+        lora_config=SimpleNamespace(fully_sharded_loras=False),
     )
+    return SimpleNamespace(rank=0, model_runner=SimpleNamespace(lora_manager=loader), vllm_config=config)
 
 
 @pytest.mark.parametrize(
@@ -58,6 +64,83 @@ def test_unknown_insides_are_refused_by_name(strange: Any, told: str) -> None:
 
 def test_a_worker_without_adapters_is_told_and_nothing_is_begun() -> None:
     assert "lora_index_to_id" in StagingExtension().loradock_open("{}")
+
+
+def test_data_parallelism_is_refused() -> None:
+    parallel = worker({"a": layer()})
+    parallel.vllm_config.parallel_config.data_parallel_size = 2
+    with pytest.raises(UnknownVllm, match="data parallelism"):
+        SlotBank(parallel)
+
+
+class Loader:
+    """The part of vLLM's that activates a batch's adapters; `seen` is what it was called with."""
+
+    def __init__(self, manager: Any) -> None:
+        self._adapter_manager = manager
+        self._load_adapter = None
+        self.seen: list[Any] = []
+
+    def set_active_adapters(self, requests: set[Any], mapping: Any) -> None:
+        self.seen.append(({request.lora_int_id for request in requests}, mapping))
+
+
+def test_a_request_for_what_has_left_goes_to_the_base_and_loads_nothing() -> None:
+    requests_of = pytest.importorskip("vllm.lora.request").LoRARequest
+    mapping_of = pytest.importorskip("vllm.lora.layers.utils").LoRAMapping
+    strange = worker({"a": layer()})
+    loader = strange.model_runner.lora_manager = Loader(strange.model_runner.lora_manager._adapter_manager)
+    bank = SlotBank(strange)
+    bank.take_over()
+    slot = bank.reserve()
+    assert slot is not None
+    bank.commit(slot, 7, 4)
+    requests = {requests_of(str(number), number, "/nowhere") for number in (7, 8)}
+    loader.set_active_adapters(requests, mapping_of((7, 8, 8, 0), (7, 8, 0)))
+    assert loader.seen.pop() == ({7}, mapping_of((7, 0, 0, 0), (7, 0, 0)))
+    bank.give_back()
+    loader.set_active_adapters(requests, None)
+    assert loader.seen.pop() == ({7, 8}, None)
+
+
+def extension(manager: Any, staging: Staging) -> StagingExtension:
+    """A worker's, whose only slot is being filled for adapter 7."""
+    found = StagingExtension()
+    found._loradock_bank = SlotBank(manager)
+    found._loradock_stagings = {7: staging}
+    found._loradock_abandoned = []
+    return found
+
+
+def test_a_slot_that_is_still_being_filled_is_free_once_that_has_ended() -> None:
+    strange = worker({"a": layer()})
+    manager = strange.model_runner.lora_manager._adapter_manager
+    manager.remove_adapter = lambda _: None
+    staging = Staging(Adapter("a", "/nowhere", "d"), 0, None)
+    ours = extension(strange, staging)
+    assert ours._loradock_bank.reserve() == 0
+    ours.loradock_remove(7)
+    assert manager.lora_index_to_id[0] is not None, "another adapter would be written over by the old one"
+    staging.progress = Progress.FILLED
+    ours.loradock_remove(8)
+    assert manager.lora_index_to_id[0] is None
+    assert not ours._loradock_abandoned
+
+
+def test_what_was_taken_is_given_back_when_the_tiers_cannot_be_had(tmp_path: Path) -> None:
+    class Worker(StagingExtension):
+        pass
+
+    strange = worker({"a": layer()})
+    found = Worker()
+    vars(found).update(vars(strange))
+    pinning = importlib.import_module(PINNING[0])
+    before = vars(pinning)["PIN_MEMORY"]
+    (tmp_path / "prepared").write_text("a file where a folder should be")
+    plan = StagingPlan(str(tmp_path / "prepared"), 0, 0, 1, str(tmp_path / "notices"))
+    assert found.loradock_open(msgspec.json.encode(plan).decode())
+    assert vars(pinning)["PIN_MEMORY"] is before
+    assert "_loradock_bank" not in vars(found)
 
 
 def test_slots_are_reserved_committed_and_given_back() -> None:

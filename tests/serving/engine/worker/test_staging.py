@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from serving.engine.worker.arena import Arena
-from serving.engine.worker.prepared import PreparedFolder
+from serving.engine.worker.prepared import Head, PreparedFolder
 from serving.engine.worker.slot_bank import SlotBank
 from serving.engine.worker.staging import SLICE, Adapter, Progress, Stager, Staging, slices
 from tests.serving.engine.worker.bank import LAYOUT, Bank
@@ -175,3 +175,24 @@ def test_a_large_row_is_copied_in_slices_that_leave_out_nothing() -> None:
     assert cut[-1][1] == len(parts)
     assert all(end == begin for (_, end), (begin, _) in itertools.pairwise(cut))
     assert len(cut) == 3
+
+
+async def test_a_row_of_another_shape_is_made_again(tmp_path: Path, make: Make) -> None:
+    tiers, adapter = Tiers(tmp_path, rows=2), make(1)
+    tiers.folder.write(Head(adapter.digest, 4, (0, 1), ROW + 256), memoryview(bytes(ROW + 256)))
+    tiers.folder.write(Head("other", 4, (99,), ROW), memoryview(bytes(ROW)))
+    assert (await tiers.stage(adapter)).progress is Progress.FILLED
+    assert tiers.bank.holds(0, Path(adapter.path))
+    assert tiers.stager.tiers()["disk"]["damaged"] == 1
+
+
+async def test_memory_of_a_row_that_cannot_be_made_is_free_again(
+    tmp_path: Path, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiers, adapter = Tiers(tmp_path, rows=1), make(1)
+    with monkeypatch.context() as patch:
+        patch.setattr(tiers.folder, "write", lambda *_: 1 / 0)
+        assert (await tiers.stage(adapter)).progress is Progress.FAILED
+    assert tiers.arena.used == 0
+    assert (await tiers.stage(adapter)).progress is Progress.FILLED
+    assert tiers.arena.used == ROW
