@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from adapters_registry import DatabaseError
 from training.casebank.bank import CaseBank
@@ -15,10 +16,11 @@ log = logging.getLogger(__name__)
 
 SETTLE_S = 5.0
 EXPIRE_S = 3600.0
-BUSY = 0.5
-"""load average, as a share of the processors, from which on others are left their time"""
-PAUSE = 9.0
+BUSY = 0.15
+"""share of the processors in use from which on others are left their time"""
+PAUSE = 29.0
 """rest after a piece of work, in durations of that work, while the machine is busy"""
+STAT = Path("/proc/stat")
 
 
 class Housekeeper:
@@ -37,6 +39,7 @@ class Housekeeper:
         self._deleted = deleted
         self._settle_s = settle_s
         self._ended = threading.Event()
+        self._processors = Processors()
         self._thread = threading.Thread(target=self._run, name="housekeeping", daemon=True)
 
     def start(self) -> None:
@@ -61,10 +64,14 @@ class Housekeeper:
             self._ended.wait(self._settle_s)
 
     def _settle(self) -> None:
+        busy = self._processors.used() >= BUSY  # since the last piece, so this work is not in it
         began = time.monotonic()
         while not self._ended.is_set() and self._bank.settle_next():
-            if _busy():
-                self._ended.wait(PAUSE * (time.monotonic() - began))
+            if busy:
+                took_s = time.monotonic() - began
+                self._processors.used()
+                self._ended.wait(PAUSE * took_s)
+                busy = self._processors.used() >= BUSY
             began = time.monotonic()
 
     def _expire(self) -> None:
@@ -73,5 +80,28 @@ class Housekeeper:
             self._deleted()
 
 
-def _busy() -> bool:
-    return os.getloadavg()[0] >= BUSY * (os.cpu_count() or 1)
+class Processors:
+    """How much of this machine's processors is in use, from look to look."""
+
+    def __init__(self) -> None:
+        self._before = _ticks()
+
+    def used(self) -> float:
+        """Share in [0, 1] since the last look; the load average where the kernel does not tell."""
+        before, self._before = self._before, _ticks()
+        spent = [now - then for then, now in zip(before, self._before, strict=False)]
+        if not sum(spent):
+            return min(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+        return 1 - sum(spent[IDLE]) / sum(spent)
+
+
+IDLE = slice(3, 5)
+"""of the ticks: idle, and waiting for a disk"""
+
+
+def _ticks() -> list[int]:
+    """What the processors have spent their time on since the start, as Linux counts it; empty elsewhere."""
+    try:
+        return [int(each) for each in STAT.read_text().splitlines()[0].split()[1:9]]
+    except (OSError, ValueError, IndexError):
+        return []
