@@ -121,13 +121,8 @@ class Loop:
 
     def _look(self) -> dict[str, float]:
         score = self.passes.score()
-        state = self.state
-        all_right = state.best is not None and state.best.exact >= 1.0
-        better = score.beats(state.best)
-        if better:
-            state.best, state.best_step = score, state.step
+        if self.state.look(score):
             self._keep_best()
-        state.misses = 0 if better and not all_right else state.misses + 1  # who is right everywhere gains no more
         return {"validation_loss": score.loss, "validation_exact": score.exact}
 
     def _stale(self) -> bool:

@@ -36,6 +36,15 @@ class RunState:
     best_step: int = 0
     misses: int = 0
 
+    def look(self, score: Score) -> bool:
+        """Note a look at the validation cases; whether it is the best. Once all are right, a better loss is no gain."""
+        all_right = self.best is not None and self.best.exact >= 1.0
+        better = score.beats(self.best)
+        if better:
+            self.best, self.best_step = score, self.step
+        self.misses = 0 if better and not all_right else self.misses + 1
+        return better
+
     def dump(self) -> dict[str, Any]:
         """Plain values."""
         return dataclasses.asdict(self)

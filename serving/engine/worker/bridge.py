@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import importlib
 import multiprocessing
 import os
@@ -142,6 +141,11 @@ class StagingFailed(Exception):
     """An adapter cannot be brought into a slot; the message is one line."""
 
 
+def _reason(error: Exception) -> str:
+    """What vLLM says, on one line."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 class Bridge:
     """A running engine: its app, and its adapters. `tiers` are the workers' last tidings of theirs."""
 
@@ -195,10 +199,13 @@ class Bridge:
             problem: str = next(filter(None, answers), "")
             self._notices = None if problem else Notices(plan.notices, len(answers))
         except Exception as error:  # vLLM has no narrower one for a worker without the method
-            problem = " ".join(str(error).split()) or type(error).__name__
+            problem = _reason(error)
         if problem:  # on one worker: the others must not keep what they took
-            with contextlib.suppress(Exception):
+            try:
                 await self._call("close")
+            except Exception as error:  # as above, and alike where no worker has either method
+                if (failed := _reason(error)) != problem:
+                    problem += f"; what it took could not be given back: {failed}"
         return problem
 
     def adapters(self) -> dict[str, int]:

@@ -45,6 +45,20 @@ async def test_when_one_worker_cannot_stage_none_does(
     assert not bridge.stages
 
 
+async def test_memory_that_stays_taken_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = Client(["", "no memory"])
+    answer = client.collective_rpc
+
+    async def collective_rpc(method: str, args: Any) -> list[Any]:
+        if method.endswith("close"):
+            raise RuntimeError("still in use")
+        return await answer(method, args)
+
+    monkeypatch.setattr(client, "collective_rpc", collective_rpc)
+    told = await Bridge(client).open_staging(StagingPlan("", 0, 0, 1, str(tmp_path / "notices")))
+    assert told == "no memory; what it took could not be given back: still in use"
+
+
 async def test_when_all_workers_can_stage_they_do(tmp_path: Path) -> None:
     client = Client(["", ""])
     bridge = Bridge(client)
