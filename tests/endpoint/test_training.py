@@ -90,8 +90,8 @@ def test_imported_cases_become_the_next_answer_by_themselves(learning: Server, t
     began = time.monotonic()
     loradock(learning, "cases", "import", str(demo(tmp_path / "demo.jsonl")), "--agent", AGENT, "--format", "messages")
     while answered_by(learning) == "none":
-        jobs = json.loads(loradock(learning, "train", "jobs", "--json"))["data"]
-        if jobs and jobs[0]["state"] in {"succeeded", "failed", "cancelled"}:
+        jobs = learning.get("/v1/fine_tuning/jobs").json()["data"]
+        if jobs and jobs[0]["status"] in {"succeeded", "failed", "cancelled"}:
             break
         assert time.monotonic() - began < 3 * LIMIT_S, jobs
         time.sleep(2)

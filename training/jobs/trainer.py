@@ -23,6 +23,9 @@ POLL_S = 0.2
 USAGE = 2
 """exit status of a trainer whose configuration is wrong: trying again is vain"""
 TAIL_BYTES = 8192
+SPINS = "10000"
+"""turns that a thread of OpenMP waits before it sleeps, some 0.1 ms. A small base's steps are thousands of short loops,
+and a sleep after each halves their speed; longer ones would take turns from what serves"""
 GUARD = Path(__file__).with_name("guard.py")
 """run as a file: the package around it takes longer to import than a trainer's first look"""
 
@@ -110,7 +113,7 @@ def _environ(gpus: tuple[int, ...]) -> dict[str, str]:
         **os.environ,
         "CUDA_VISIBLE_DEVICES": ",".join(map(str, gpus)),
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # so that numbers mean what nvidia-smi says
-        "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin while they wait would take turns from what serves
+        "GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", SPINS),
     }
 
 

@@ -86,7 +86,9 @@ class TrainingConfig(BaseModel):
     seed: int = Field(20, ge=0, description="of weights, dropout and order")
 
     evaluations: int = Field(10, ge=0, description="looks at the validation cases in a run; 0: never")
-    early_stopping: int = Field(3, ge=0, description="looks without gain that end the run; 0: never")
+    early_stopping: int = Field(
+        3, ge=0, description="looks without gain that end the run, one once all are right; 0: never"
+    )
     checkpoint_s: float = Field(30.0, gt=0, description="time between checkpoints")
     checkpoint_steps: int | None = Field(None, ge=1, description="steps between checkpoints, instead of a time")
     keep_checkpoints: int = Field(2, ge=2, description="checkpoints that are kept")

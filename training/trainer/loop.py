@@ -58,7 +58,8 @@ class Loop:
                 raise
             self._save_when_due()
         if self._stale():
-            self._parts.reporter.say(f"no gain in {self.state.misses} looks: ending at step {self.state.step}")
+            why = "all cases right twice" if self.state.all_right else f"no gain in {self.state.misses} looks"
+            self._parts.reporter.say(f"{why}: ending at step {self.state.step}")
         self._save()
         return True
 
@@ -126,8 +127,9 @@ class Loop:
         return {"validation_loss": score.loss, "validation_exact": score.exact}
 
     def _stale(self) -> bool:
+        """Whether further steps are vain. Where all cases are right, one look more shows that it was no chance."""
         patience = self._parts.config.early_stopping
-        return 0 < patience <= self.state.misses
+        return patience > 0 and self.state.misses >= (1 if self.state.all_right else patience)
 
     def _keep_best(self) -> None:
         from safetensors.torch import save_file

@@ -27,8 +27,8 @@ from training.trainer.batches import Batch
 from training.trainer.checkpoints import Checkpoints
 from training.trainer.memory import Thrift
 from training.trainer.model import load_model
-from training.trainer.passes import Rebuild
-from training.trainer.step import summed_loss
+from training.trainer.passes import Passes, Rebuild
+from training.trainer.step import Score, summed_loss
 
 Configure = Callable[..., TrainingConfig]
 
@@ -353,6 +353,16 @@ def test_it_ends_early_without_gain_and_keeps_the_best(configure: Configure, run
     assert result["steps"] < 200
     assert result["best_step"] < result["steps"]
     assert "no gain in 2 looks" in log.getvalue()
+
+
+def test_it_ends_when_two_looks_on_end_find_all_right(
+    configure: Configure, run: Train, log: StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Passes, "score", lambda _: Score(loss=0.1, exact=1.0))
+    result = run(configure(max_steps=20, evaluations=5, early_stopping=4))
+    assert result is not None
+    assert (result["steps"], result["best_step"]) == (8, 4)
+    assert "all cases right twice" in log.getvalue()
 
 
 def test_the_loss_of_the_saved_adapter_is_that_of_the_best_look(
