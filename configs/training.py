@@ -48,7 +48,9 @@ class TrainingSettings(BaseModel):
     max_attempts: int = Field(3, ge=1, description="how often a job is tried")
     lease_s: float = Field(30.0, ge=2, description="silence of a worker after which another takes its jobs")
     cpu_jobs: int = Field(1, ge=1, description="jobs that run on the processors at once")
-    cpu_threads: int | None = Field(None, ge=1, description="threads of such a job; default: all, at low priority")
+    cpu_threads: int | None = Field(
+        None, ge=1, description="threads of such a job, at low priority; default: cores less one"
+    )
 
 
 class TrainingPreset(BaseModel):

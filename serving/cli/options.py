@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from configs.settings import LoadedSettings, SettingsError, load_settings
 from serving.cli.errors import Misuse
+
+if TYPE_CHECKING:
+    from configs.settings import LoadedSettings
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 Url = Annotated[
@@ -35,6 +37,8 @@ def settings_of(
     ctx: typer.Context, config: Path | None = None, flags: dict[str, object] | None = None
 ) -> LoadedSettings:
     """The settings that the command runs under. Raises Misuse naming what is wrong."""
+    from configs.settings import SettingsError, load_settings  # half of what `--help` would take
+
     given = ctx.find_object(Globals) or Globals()
     try:
         return load_settings(flags, config or given.config)

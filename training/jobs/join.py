@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -95,11 +96,23 @@ def _view(dataset: Dataset) -> DatasetView:
     return DatasetView(dataset.name, dataset.folder, rows["train"], rows["validation"], rows["holdout"])
 
 
+def processes_of(job: Job) -> int:
+    """How many processes train it."""
+    return int(dict(job.request.overrides.get("launcher", {})).get("processes", 1))
+
+
+def spare_threads(processes: int) -> int:
+    """Threads for each of them: of the cores that this process may use, all but one, shared out."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, (cores - 1) // processes)
+
+
 @dataclass(frozen=True)
 class ProcessTrainers:
     """`Trainers` in processes of their own.
 
-    `preset_of` gives an agent's preset; `threads` bounds trainers without a GPU.
+    `preset_of` gives an agent's preset; `threads` is what trainers without a GPU use, by default all cores but one: a
+    thread that has to wait for its turn beside what serves makes the others wait with it.
     """
 
     preset_of: Callable[[str], TrainingPreset]
@@ -109,7 +122,7 @@ class ProcessTrainers:
 
     def needs(self, job: Job, base: Base) -> Needs:
         """See `Trainers`; what the planner cannot foresee gets cards of its own."""
-        gpus = int(dict(job.request.overrides.get("launcher", {})).get("processes", 1))
+        gpus = processes_of(job)
         if not self.has_gpus():
             return Needs()
         try:
@@ -132,7 +145,7 @@ class ProcessTrainers:
             "dataset": dataset.folder,
             "output": folder,
             "max_rank": base.max_lora_rank,
-            "threads": self.threads,
+            "threads": self.threads or spare_threads(processes_of(job)),
             "device": "cuda" if job.gpus else "cpu",
         }
         try:
