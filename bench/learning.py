@@ -1,6 +1,7 @@
 """What the whole loop is worth on real data: import, train, gate, promote, then the test split through the endpoint.
 
-    python -m bench.learning --data FOLDER [--sets support,legal,security] [--out bench/results/learning.json]
+    python -m bench.learning --data FOLDER [--sets support,legal,security] [--rank 32] [--holdout-share 0.1]
+        [--out bench/results/learning.json]
 
 FOLDER holds the public sets that `SETS` names (gzip CSV with text, label and for some split); they are not part of this
 project. Only training rows are imported; the test split is read by `loradock adapters bench` alone. Beside the adapter
@@ -113,8 +114,10 @@ async def command(env: Mapping[str, str], *arguments: str) -> dict[str, Any]:
     return answer
 
 
-async def learn(name: str, data: Path, folder: Path, env: Mapping[str, str]) -> dict[str, Any]:
-    """One set, from import to score."""
+async def learn(
+    name: str, data: Path, folder: Path, env: Mapping[str, str], options: Sequence[str] = ()
+) -> dict[str, Any]:
+    """One set, from import to score; `options` are those of `loradock train run`."""
     chosen = SETS[name]
     train, test = read(data / chosen.train, "train"), read(data / chosen.test, "test")
     train_file, test_file = (
@@ -125,7 +128,7 @@ async def learn(name: str, data: Path, folder: Path, env: Mapping[str, str]) -> 
         env, "cases", "import", str(train_file), "--agent", chosen.agent, "--format", "classification"
     )
     import_s = time.monotonic() - began
-    trained = await command(env, "train", "run", "--agent", chosen.agent, "--wait")
+    trained = await command(env, "train", "run", "--agent", chosen.agent, "--wait", *options)
     scored = None
     if trained["promoted"]:
         scored = await command(env, "adapters", "bench", chosen.agent, "--data", str(test_file))
@@ -142,14 +145,16 @@ async def learn(name: str, data: Path, folder: Path, env: Mapping[str, str]) -> 
     }
 
 
-async def measure(names: Sequence[str], data: Path, settings: Mapping[str, str]) -> list[dict[str, Any]]:
+async def measure(
+    names: Sequence[str], data: Path, settings: Mapping[str, str], options: Sequence[str] = ()
+) -> list[dict[str, Any]]:
     """Start a server whose own triggers stay still, and learn set after set."""
     with tempfile.TemporaryDirectory(prefix="loradock-learning-") as temporary:
         folder = Path(temporary)
         chosen = {"COLD_POLICY": "wait", "DEMO": "false", "TRAINING__TRIGGER_MIN_CASES": "1000000000", **settings}
         async with served(folder, chosen) as client:
             env = _environment(client, folder, chosen)
-            return [await learn(name, data, folder, env) for name in names]
+            return [await learn(name, data, folder, env, options) for name in names]
 
 
 def _environment(client: httpx.AsyncClient, folder: Path, settings: Mapping[str, str]) -> dict[str, str]:
@@ -204,13 +209,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="bench.learning", description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="folder of the public sets")
     parser.add_argument("--sets", default=",".join(SETS), help=f"comma-separated, of {', '.join(SETS)}")
+    parser.add_argument("--rank", type=int, help="LoRA rank; default: by the cases")
+    parser.add_argument("--holdout-share", type=float, help="share of the training rows kept for the gate")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     names = arguments.sets.split(",")
     if unknown := set(names) - set(SETS):
         parser.error(f"unknown sets: {', '.join(sorted(unknown))}")
-    records = asyncio.run(measure(names, arguments.data, {}))
-    publish(result("learning", {"sets": names}, {"sets": records}, bars(records)), [table(records)], arguments.out)
+    options = ("--rank", str(arguments.rank)) if arguments.rank else ()
+    share = arguments.holdout_share
+    settings = {"TRAINING__HOLDOUT_SHARE": str(share)} if share else {}
+    records = asyncio.run(measure(names, arguments.data, settings, options))
+    chosen = {"sets": names, "rank": arguments.rank, "holdout_share": share}
+    publish(result("learning", chosen, {"sets": records}, bars(records)), [table(records)], arguments.out)
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ def load_model(config: TrainingConfig, thrift: Thrift, device: torch.device) -> 
         from training.trainer import unsloth
 
         return unsloth.load_model(config, thrift)
-    model = _load_base(config, thrift, device)
+    model = load_base(config, thrift, device)
     if config.method == "full":
         model.train()
         return model
@@ -138,7 +138,8 @@ def has_flash_attention(device: torch.device) -> bool:
     return device.type == "cuda" and find_spec("flash_attn") is not None
 
 
-def _load_base(config: TrainingConfig, thrift: Thrift, device: torch.device) -> PreTrainedModel:
+def load_base(config: TrainingConfig, thrift: Thrift, device: torch.device) -> PreTrainedModel:
+    """The base itself, as `load_model` holds it. Raises TrainingRefused."""
     import torch
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
     from transformers.utils import logging

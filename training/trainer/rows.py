@@ -79,6 +79,17 @@ class ChatFormat:
         kept = [row for row in rows if len(row) <= max_length]
         return Encoded(kept, len(rows) - len(kept), frozenset(tasks))
 
+    def question_frame(self) -> tuple[str, str, int] | None:
+        """What stands before and after a lone question, and the special token that ends both turns."""
+        before, found, after = self._render([{"role": "user", "content": PROBE}], add_generation_prompt=True).partition(
+            PROBE
+        )
+        ids = self._ids([after])[0] if found and after else []
+        special = set(self._tokenizer.all_special_ids)
+        if not ids or ids[0] not in special or self._ids([self._turn_end])[0][-1] != ids[0]:
+            return None
+        return before, after, ids[0]
+
     def _ids(self, texts: Sequence[str]) -> list[list[int]]:
         if not texts:
             return []

@@ -7,8 +7,8 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ from training.trainer.loop import PROGRESS, Loop, peak_memory
 from training.trainer.memory import Thrift, free_bytes, free_memory, is_out_of_memory
 from training.trainer.optimizer import make_optimizer
 from training.trainer.passes import Rebuild
+from training.trainer.replay import Line, Stopped, replayed_lines
 from training.trainer.report import Reporter, draw_loss, installed
 from training.trainer.resolve import BaseFacts, resolve
 from training.trainer.rows import ChatFormat, Encoded, read_lines
@@ -60,11 +61,12 @@ class Workshop:
 
 @dataclass(frozen=True, slots=True)
 class Material:
-    """What is learned from, as tokens, and the token that fills up."""
+    """What is learned from, as tokens, and the token that fills up. The last `replayed` of `train` are no cases."""
 
     train: Encoded
     validation: Encoded
     pad: int
+    replayed: int = 0
 
 
 def train(config: TrainingConfig, console: Console, workshop: Workshop | None = None) -> dict[str, Any] | None:
@@ -107,7 +109,12 @@ def _trained(
     if base.packing is None:
         base = base.model_copy(update={"packing": models.has_flash_attention(accelerator.device)})
     tokenizer = models.load_tokenizer(base.base)
-    config, material = _prepare(base, ChatFormat(tokenizer), tokenizer.pad_token_id or 0, on_gpu=on_gpu)
+    try:
+        replayed = replayed_lines(base, tokenizer, accelerator, workshop.stopping)
+    except Stopped:
+        return None
+    pad = tokenizer.pad_token_id or 0
+    config, material = _prepare(base, ChatFormat(tokenizer), pad, replayed, on_gpu=on_gpu)
     lengths = [len(row) for row in material.train.rows]
     schedule = Schedule(lengths, config.batch_tokens or 0, config.seed, config.epochs or 1.0, config.max_steps)
     if accelerator.is_main_process:
@@ -176,7 +183,9 @@ def _local(config: TrainingConfig) -> TrainingConfig:
     return config.model_copy(update={"base": folder, "base_name": config.base_name or config.base})
 
 
-def _prepare(config: TrainingConfig, chats: ChatFormat, pad: int, *, on_gpu: bool) -> tuple[TrainingConfig, Material]:
+def _prepare(
+    config: TrainingConfig, chats: ChatFormat, pad: int, replayed: Sequence[Line], *, on_gpu: bool
+) -> tuple[TrainingConfig, Material]:
     """Tokens of the dataset and the resolved configuration. Raises TrainingRefused for what cannot be learned."""
     try:
         facts = BaseFacts.from_folder(Path(config.base))
@@ -190,7 +199,12 @@ def _prepare(config: TrainingConfig, chats: ChatFormat, pad: int, *, on_gpu: boo
         left_out = f"; {train.too_long} rows are longer than {length} tokens" if train.too_long else ""
         raise TrainingRefused(f"{config.dataset} holds nothing to train on{left_out}")
     _record_rendering(config, chats)
-    return resolve(config, None, facts, train.facts(), on_gpu=on_gpu), Material(train, validation, pad)
+    more = chats.encode(replayed, length)
+    both = replace(train, rows=[*train.rows, *more.rows])
+    return (
+        resolve(config, None, facts, train.facts(), on_gpu=on_gpu),
+        Material(both, validation, pad, replayed=len(more.rows)),
+    )
 
 
 def _record_rendering(config: TrainingConfig, chats: ChatFormat) -> None:
@@ -287,6 +301,8 @@ def _introduction(config: TrainingConfig, material: Material, schedule: Schedule
     lines = [f"{config.method} of {config.base_name or config.base} on {where}: {rows} rows, {schedule.steps} steps"]
     if config.method == "qlora" and accelerator.device.type != "cuda":
         lines.append("4-bit weights need a GPU: training LoRA on float32 weights instead")
+    if material.replayed:
+        lines.append(f"{material.replayed} of them the base has said itself, so that it does not forget the rest")
     if left_out := material.train.too_long:
         lines.append(f"{left_out} rows are longer than {config.max_length} tokens and are left out")
     return "\n".join(lines)

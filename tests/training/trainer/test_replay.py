@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from configs import embedded
+from tests.training.trainer.conftest import Train, line, lines, write_dataset
+from training.trainer import TrainingConfig
+from training.trainer.model import load_tokenizer
+from training.trainer.replay import FILE, Rehearsal, Stopped, general_questions, rows_wanted
+from training.trainer.rows import ChatFormat
+
+Configure = Callable[..., TrainingConfig]
+
+
+def general_set() -> list[str]:
+    return [json.loads(text)["question"] for text in embedded.GENERAL_SET.read_text().splitlines()]
+
+
+@pytest.fixture
+def with_a_question(tmp_path: Path) -> Path:
+    """30 cases and one general question."""
+    return write_dataset(tmp_path / "many", [*lines(30), line(general_set()[0], "Paris")], lines(6, start=30))
+
+
+@pytest.mark.parametrize(
+    ("rows", "general", "wanted"), [(150, 42, 0), (840, 42, 0), (1000, 42, 250), (10_000, 42, 2000), (10_000, 0, 0)]
+)
+def test_rows_are_added_where_general_questions_are_few(rows: int, general: int, wanted: int) -> None:
+    assert rows_wanted(rows, general) == wanted
+
+
+def test_general_questions_are_told_from_cases() -> None:
+    asked = general_set()[3]
+    system = {"role": "system", "content": "You are terse."}
+    longer = line(asked, "x") | {"messages": [system, {"role": "user", "content": asked}]}
+    assert general_questions([line("a case", "x"), line(asked, "x"), longer]) == [asked]
+
+
+def test_the_base_says_new_questions_and_its_own_answers() -> None:
+    from transformers import AutoModelForCausalLM
+
+    tokenizer = load_tokenizer(str(embedded.BASE))
+    base = AutoModelForCausalLM.from_pretrained(embedded.BASE).eval()
+    seeds = general_set()[:20]
+    said, again = (Rehearsal(base, tokenizer, batch=16).say(seeds, 8, seed) for seed in (1, 1))
+    assert said == again
+    questions = [row["messages"][0]["content"] for row in said]
+    assert len(set(questions)) == 8
+    assert not set(questions) & set(general_set())
+    assert all(row["completion"] for row in said)
+    assert ChatFormat(tokenizer).encode(said, 256).too_long == 0
+
+
+def test_a_template_without_an_end_of_turn_leaves_nothing_to_say(base: Path) -> None:
+    tokenizer = load_tokenizer(str(base))
+    tokenizer.chat_template = "{% for message in messages %}{{ message.content }}\n{% endfor %}"
+    assert ChatFormat(tokenizer).question_frame() is None
+
+
+def test_what_is_said_is_learned_and_said_once(
+    configure: Configure, run: Train, log: StringIO, with_a_question: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def say(_: Rehearsal, seeds: Sequence[str], wanted: int, seed: int) -> list[Any]:
+        asked.append((list(seeds), wanted, seed))
+        return [line(f"question {number}", "answer") for number in range(3)]
+
+    monkeypatch.setattr(Rehearsal, "say", say)
+    config = configure(dataset=with_a_question)
+    for _ in range(2):
+        result = run(config)
+        assert result is not None
+        assert result["rows"] == 34
+    assert asked == [([general_set()[0]], 8, config.seed)]
+    assert "3 of them the base has said itself" in log.getvalue()
+
+
+def test_it_can_be_switched_off(configure: Configure, run: Train, with_a_question: Path) -> None:
+    config = configure(dataset=with_a_question, replay=False)
+    result = run(config)
+    assert result is not None
+    assert result["rows"] == 31
+    assert not (config.output / FILE).exists()
+
+
+def test_a_run_that_is_stopped_while_the_base_speaks_leaves_nothing(
+    configure: Configure, run: Train, with_a_question: Path
+) -> None:
+    config = configure(dataset=with_a_question)
+    assert run(config, stopping=lambda: True) is None
+    assert not (config.output / FILE).exists()
+    assert not list((config.output / "checkpoints").glob("*"))
+
+
+def test_without_memory_to_speak_it_trains_on_the_cases(
+    configure: Configure, run: Train, with_a_question: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def say(*_: Any) -> list[Any]:
+        raise MemoryError
+
+    monkeypatch.setattr(Rehearsal, "say", say)
+    result = run(configure(dataset=with_a_question))
+    assert result is not None
+    assert result["rows"] == 31
+
+
+def test_stopping_is_asked_between_batches(base: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(base).eval()
+    with pytest.raises(Stopped):
+        Rehearsal(model, load_tokenizer(str(base)), lambda: True).say(["a b"], 4, 0)
