@@ -20,11 +20,13 @@ from bench.processes import Child, free_port
 from configs.embedded import holdout
 from tests.endpoint.conftest import Server
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 AGENT = "parcel-desk"
 CASES = 150
 LIMIT_S = 180.0
+SEEN_S = 5.0
+"""after the job's end: another process promotes, and the endpoint looks at the registry twice a second"""
 USERS_TEXT = {"role": "user", "content": "i hereby ask to be reimbursed in full for order 88315."}
 
 
@@ -89,15 +91,15 @@ def test_imported_cases_become_the_next_answer_by_themselves(learning: Server, t
     assert answered_by(learning) == "none"
     began = time.monotonic()
     loradock(learning, "cases", "import", str(demo(tmp_path / "demo.jsonl")), "--agent", AGENT, "--format", "messages")
-    while answered_by(learning) == "none":
+    ended = None
+    while (adapter := answered_by(learning)) == "none":
         jobs = learning.get("/v1/fine_tuning/jobs").json()["data"]
-        if jobs and jobs[0]["status"] in {"succeeded", "failed", "cancelled"}:
-            break
+        if ended is None and jobs and jobs[0]["status"] in {"succeeded", "failed", "cancelled"}:
+            ended = time.monotonic()
+        assert ended is None or time.monotonic() - ended < SEEN_S, jobs
         assert time.monotonic() - began < 3 * LIMIT_S, jobs
-        time.sleep(2)
-    adapter = answered_by(learning)  # the job may have ended right after the last answer
+        time.sleep(0.2 if ended else 2)
     took_s = time.monotonic() - began
-    assert adapter != "none", jobs[0]
     (job,) = json.loads(loradock(learning, "train", "jobs", "--json"))["data"]
     assert (job["origin"], job["adapter"], job["promoted"]) == ("trigger", adapter, True)
     joined = learning.get("/v1/training/status").json()
