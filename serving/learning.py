@@ -61,7 +61,9 @@ def compose_worker(
     parts = Parts(
         cases=BankCases(bank, training.reward_threshold),
         datasets=BankDatasets(bank, partial(_config_of, settings, presets), settings.home),
-        trainers=ProcessTrainers(partial(_training_of, presets), lambda: has_gpus, training.cpu_threads),
+        trainers=ProcessTrainers(
+            partial(_training_of, presets), lambda: has_gpus, training.cpu_threads, training.cpu_jobs
+        ),
         judge=EndpointJudge(
             endpoint.url,
             endpoint.key,

@@ -102,7 +102,7 @@ def processes_of(job: Job) -> int:
 
 
 def spare_threads(processes: int) -> int:
-    """Threads for each of them: of the cores that this process may use, all but one, shared out."""
+    """Threads for each of `processes` trainers: of the cores that this process may use, all but one, shared out."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, (cores - 1) // processes)
 
@@ -111,13 +111,14 @@ def spare_threads(processes: int) -> int:
 class ProcessTrainers:
     """`Trainers` in processes of their own.
 
-    `preset_of` gives an agent's preset; `threads` is what trainers without a GPU use, by default all cores but one: a
-    thread that has to wait for its turn beside what serves makes the others wait with it.
+    `preset_of` gives an agent's preset; `threads` is what trainers without a GPU use, by default all cores but one,
+    shared by the `jobs` that may run at once: a thread that waits for its turn beside what serves makes all wait.
     """
 
     preset_of: Callable[[str], TrainingPreset]
     has_gpus: Callable[[], bool]
     threads: int | None = None
+    jobs: int = 1
     command: TrainerCommand = field(default_factory=TrainerCommand)
 
     def needs(self, job: Job, base: Base) -> Needs:
@@ -145,7 +146,7 @@ class ProcessTrainers:
             "dataset": dataset.folder,
             "output": folder,
             "max_rank": base.max_lora_rank,
-            "threads": self.threads or spare_threads(processes_of(job)),
+            "threads": self.threads or spare_threads(self.jobs * processes_of(job)),
             "device": "cuda" if job.gpus else "cpu",
         }
         try:

@@ -114,6 +114,7 @@ def _environ(gpus: tuple[int, ...]) -> dict[str, str]:
         "CUDA_VISIBLE_DEVICES": ",".join(map(str, gpus)),
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # so that numbers mean what nvidia-smi says
         "GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", SPINS),
+        "KMP_BLOCKTIME": os.environ.get("KMP_BLOCKTIME", "0"),  # the same for LLVM's OpenMP, in milliseconds
     }
 
 

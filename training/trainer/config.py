@@ -85,7 +85,6 @@ class TrainingConfig(BaseModel):
     gradient_checkpointing: bool | None = Field(None, description="recompute activations; default: on GPUs")
     seed: int = Field(20, ge=0, description="of weights, dropout and order")
 
-    replay: bool = Field(True, description="mix in what the base says itself, where the cases are many")
     evaluations: int = Field(10, ge=0, description="looks at the validation cases in a run; 0: never")
     early_stopping: int = Field(
         3, ge=0, description="looks without gain that end the run, one once all are right; 0: never"

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 PROGRESS = "progress.json"
 BEST = "best.safetensors"
+RIGHT_LOOKS = 2
+"""looks on end with every validation case right that end a run: nothing is left to gain"""
 RATE_SMOOTHING = 0.9
 """of the time that a step takes, for the estimate of the rest"""
 
@@ -58,7 +60,9 @@ class Loop:
                 raise
             self._save_when_due()
         if self._stale():
-            why = "all cases right twice" if self.state.all_right else f"no gain in {self.state.misses} looks"
+            why = (
+                "all cases right twice" if self.state.right >= RIGHT_LOOKS else f"no gain in {self.state.misses} looks"
+            )
             self._parts.reporter.say(f"{why}: ending at step {self.state.step}")
         self._save()
         return True
@@ -129,7 +133,7 @@ class Loop:
     def _stale(self) -> bool:
         """Whether further steps are vain. Where all cases are right, one look more shows that it was no chance."""
         patience = self._parts.config.early_stopping
-        return patience > 0 and self.state.misses >= (1 if self.state.all_right else patience)
+        return patience > 0 and (self.state.right >= RIGHT_LOOKS or self.state.misses >= patience)
 
     def _keep_best(self) -> None:
         from safetensors.torch import save_file

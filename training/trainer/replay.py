@@ -12,9 +12,9 @@ import hashlib
 import json
 import os
 import random
+import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator  # type: ignore[import-untyped]
     from transformers import PreTrainedTokenizerBase
 
+CHECKPOINTS = "checkpoints"
 FILE = "replay.jsonl"
 """kept in the job's folder: a resumed run needs the same rows"""
 ENOUGH_GENERAL = 0.05
@@ -40,6 +41,9 @@ MOST = 2000
 LIMIT_S = 300.0
 """a large base on a processor says little in that time, and what it has said is enough then"""
 BATCH = 128
+BARREN = 3
+"""batches on end without a row, after which a base is taken to have nothing to say"""
+LOOK_S = 0.2
 QUESTION_TOKENS = 24
 ANSWER_TOKENS = 40
 
@@ -67,30 +71,32 @@ def replayed_lines(
 
     FSDP and DeepSpeed spread a base that one process need not be able to hold: nothing is said there.
     """
-    if not config.replay or config.launcher.strategy != "ddp":
+    if config.launcher.strategy != "ddp":
         return []
     lines = list(read_lines(config.dataset / "train.jsonl"))
     seeds = general_questions(lines)
     wanted = rows_wanted(len(lines), len(seeds))
-    if not wanted:
-        return []
     file = config.output / FILE
+    if not wanted or (not file.exists() and any((config.output / CHECKPOINTS).glob("step-*"))):
+        return []  # a run that began without such rows goes on without them
     if accelerator.is_main_process and not file.exists():
 
         def rehearsal() -> Rehearsal:
             four_bit = config.method == "qlora" and accelerator.device.type == "cuda"
             base = load_base(config, Thrift(1, four_bit=four_bit), accelerator.device)
-            return Rehearsal(base.eval(), tokenizer, stopping)
+            return Rehearsal(base.eval(), tokenizer, stopping, known=_asked(config.dataset))
 
-        with suppress(Stopped):
-            write_lines(file, _said(rehearsal, seeds, wanted, config.seed))
-    accelerator.wait_for_everyone()
-    if not file.exists():
-        raise Stopped
+        write_lines(file, _said(rehearsal, seeds, wanted, config.seed))
+    while not file.exists():  # looked for, since a collective call would not wait as long
+        if stopping():
+            raise Stopped
+        time.sleep(LOOK_S)
     return list(read_lines(file))
 
 
 def _said(rehearsal: Callable[[], Rehearsal], seeds: Sequence[str], wanted: int, seed: int) -> list[Line]:
+    import torch
+
     try:
         return rehearsal().say(seeds, wanted, seed)
     except Exception as error:
@@ -99,6 +105,15 @@ def _said(rehearsal: Callable[[], Rehearsal], seeds: Sequence[str], wanted: int,
         return []  # training has ways to save memory that speaking has not
     finally:
         free_memory()
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+
+
+def _asked(dataset: Path) -> frozenset[str]:
+    """What the dataset's own questions are known by; a general question of the gate's among them or not."""
+    files = [dataset / f"{part}.jsonl" for part in ("train", "validation", "holdout")]
+    asked = (_only_question(line) for file in files if file.exists() for line in read_lines(file))
+    return frozenset(_bare(question) for question in asked if question is not None)
 
 
 class Stopped(Exception):
@@ -107,13 +122,17 @@ class Stopped(Exception):
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """Has `model`, the base without an adapter, say what is replayed. `stopping` is asked between batches."""
+    """Has `model`, the base without an adapter, say what is replayed. `stopping` is asked at every token.
+
+    `known` are bare questions that are not asked; those of the general set never are.
+    """
 
     model: torch.nn.Module
     tokenizer: PreTrainedTokenizerBase
     stopping: Callable[[], bool] = lambda: False
     limit_s: float = LIMIT_S
     batch: int = BATCH
+    known: frozenset[str] = frozenset()
 
     def say(self, seeds: Sequence[str], wanted: int, seed: int) -> list[Line]:
         """At most `wanted` lines of a dataset, no question twice, within `limit_s`. Raises Stopped.
@@ -128,56 +147,80 @@ class Rehearsal:
         before, after, end = frame
         torch.manual_seed(seed)
         choose = random.Random(seed)  # noqa: S311 - no secret
-        avoided, said = _general_set(), dict[str, str]()
-        began = time.monotonic()
+        deadline = time.monotonic() + self.limit_s
+        known, said = {_bare(question) for question in _general_set()} | self.known, dict[str, str]()
         barren = 0
-        while len(said) < wanted and time.monotonic() - began < self.limit_s and barren < 3:
-            if self.stopping():
-                raise Stopped
-            starts = [_first_words(choose.choice(seeds), choose) for _ in range(self.batch)]
-            continued = self._continue([before + start for start in starts], end, QUESTION_TOKENS, sampled=True)
-            questions = {
-                (start + rest).strip() for start, rest in zip(starts, continued, strict=True) if rest is not None
-            }
-            new = sorted(questions - avoided - said.keys())
-            answers = self._continue([before + question + after for question in new], end, ANSWER_TOKENS, sampled=False)
+        while len(said) < wanted and time.monotonic() < deadline and barren < BARREN:
+            starts = [before + _first_words(choose.choice(seeds), choose) for _ in range(self.batch)]
+            asked = dict[str, str]()
+            for text in self._continue(starts, end, QUESTION_TOKENS, deadline, sampled=True):
+                if text is not None and _bare(text.removeprefix(before)) not in known:
+                    asked.setdefault(_bare(text.removeprefix(before)), text.removeprefix(before).strip())
+            prompts = [before + question + after for question in asked.values()]
+            answers = self._continue(prompts, end, ANSWER_TOKENS, deadline, sampled=False)
             added = {
-                question: answer.strip() for question, answer in zip(new, answers, strict=True) if answer is not None
+                question: text.removeprefix(prompt).strip()
+                for question, prompt, text in zip(asked.values(), prompts, answers, strict=True)
+                if text is not None and text.removeprefix(prompt).strip()
             }
+            known |= asked.keys()
             said |= added
             barren = 0 if added else barren + 1
         return [_line(question, answer) for question, answer in list(said.items())[:wanted]]
 
-    def _continue(self, prompts: Sequence[str], end: int, most: int, *, sampled: bool) -> list[str | None]:
-        """What follows each prompt up to the token `end`; None where it does not come within `most` tokens."""
+    def _continue(
+        self, prompts: Sequence[str], end: int, most: int, deadline: float, *, sampled: bool
+    ) -> list[str | None]:
+        """Each prompt with what follows up to the token `end`; None where that does not come, or comes as no text.
+
+        Prompt and continuation are decoded together, as some tokenizers drop a space at the start.
+        """
         import torch
+        from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
         if not prompts:
             return []
+
+        class Ending(StoppingCriteria):
+            def __call__(_, input_ids: torch.Tensor, *_rest: Any, **_more: Any) -> torch.Tensor:  # noqa: N805
+                ends = self.stopping() or time.monotonic() >= deadline
+                return torch.full((len(input_ids),), ends, dtype=torch.bool, device=input_ids.device)
+
         rows: list[list[int]] = self.tokenizer(list(prompts), add_special_tokens=False)["input_ids"]
         width = max(map(len, rows))
         model: Any = self.model
         ids = torch.tensor([[end] * (width - len(row)) + row for row in rows], device=model.device)
         mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=model.device)
-        how: dict[str, Any] = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0} if sampled else {}
+        how = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0} if sampled else {"do_sample": False}
+        plain = GenerationConfig(max_new_tokens=most, eos_token_id=end, pad_token_id=end, use_cache=True, **how)
         with torch.inference_mode():
             out = model.generate(
                 input_ids=ids,
                 attention_mask=mask,
-                max_new_tokens=most,
-                eos_token_id=end,
-                pad_token_id=end,
-                use_cache=True,
-                **({"do_sample": False} | how),
+                generation_config=plain,
+                stopping_criteria=StoppingCriteriaList([Ending()]),
             )
+        if self.stopping():
+            raise Stopped
         told: list[list[int]] = out[:, width:].tolist()
-        return [str(self.tokenizer.decode(row[: row.index(end)])) if end in row else None for row in told]
+        return [self._text(prompt, row, new, end) for prompt, row, new in zip(prompts, rows, told, strict=True)]
+
+    def _text(self, prompt: str, row: Sequence[int], new: Sequence[int], end: int) -> str | None:
+        said = list(new[: new.index(end)]) if end in new else []
+        if not said or set(said) & set(self.tokenizer.all_special_ids):
+            return None
+        whole, start = (str(self.tokenizer.decode([*row, *more])) for more in (said, []))
+        text = prompt + whole[len(start) :]
+        return None if "\ufffd" in text else text
 
 
 def write_lines(file: Path, lines: Iterable[Line]) -> None:
-    """Write all of them or nothing."""
-    partial = file.with_name(f"{file.name}.{os.getpid()}.part")
-    partial.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+    """Write all of them, down to the disk, or nothing."""
+    partial = file.with_suffix(".part")
+    with partial.open("w", encoding="utf-8") as out:
+        out.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        out.flush()
+        os.fsync(out.fileno())
     partial.replace(file)
 
 
@@ -190,6 +233,11 @@ def _only_question(line: Line) -> str | None:
     messages = line["messages"]
     content = messages[0].get("content") if len(messages) == 1 else None
     return content if isinstance(content, str) else None
+
+
+def _bare(question: str) -> str:
+    """The question without what carries no meaning."""
+    return " ".join(re.findall(r"\w+", question.lower()))
 
 
 def _first_words(question: str, choose: random.Random) -> str:

@@ -24,7 +24,7 @@ from training.trainer.loop import PROGRESS, Loop, peak_memory
 from training.trainer.memory import Thrift, free_bytes, free_memory, is_out_of_memory
 from training.trainer.optimizer import make_optimizer
 from training.trainer.passes import Rebuild
-from training.trainer.replay import Line, Stopped, replayed_lines
+from training.trainer.replay import CHECKPOINTS, Line, Stopped, replayed_lines
 from training.trainer.report import Reporter, draw_loss, installed
 from training.trainer.resolve import BaseFacts, resolve
 from training.trainer.rows import ChatFormat, Encoded, read_lines
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 
 RESOLVED = "resolved.json"
 RESULT = "result.json"
-CHECKPOINTS = "checkpoints"
 PROJECT = "loradock"
 """under which trackers file their runs"""
 
@@ -302,7 +301,7 @@ def _introduction(config: TrainingConfig, material: Material, schedule: Schedule
     if config.method == "qlora" and accelerator.device.type != "cuda":
         lines.append("4-bit weights need a GPU: training LoRA on float32 weights instead")
     if material.replayed:
-        lines.append(f"{material.replayed} of them the base has said itself, so that it does not forget the rest")
+        lines.append(f"{material.replayed} of them the base has said itself, so that less of the rest is forgotten")
     if left_out := material.train.too_long:
         lines.append(f"{left_out} rows are longer than {config.max_length} tokens and are left out")
     return "\n".join(lines)
@@ -323,6 +322,7 @@ def _measures(loop: Loop, config: TrainingConfig, material: Material, accelerato
         "validation_exact": state.best.exact if state.best else None,
         "best_step": state.best_step if state.best else state.step,
         "rows": len(material.train.rows),
+        "replayed": material.replayed,
         "left_out": material.train.too_long,
         "tokens": state.tokens,
         "training_seconds": round(state.seconds, 2),

@@ -35,20 +35,18 @@ class RunState:
     best: Score | None = None
     best_step: int = 0
     misses: int = 0
+    right: int = 0
+    """looks on end that found every validation case right"""
 
     def look(self, score: Score) -> bool:
         """Note a look at the validation cases; whether it is the best. Once all are right, a better loss is no gain."""
-        all_right = self.all_right
+        all_right = self.best is not None and self.best.exact >= 1.0
         better = score.beats(self.best)
         if better:
             self.best, self.best_step = score, self.step
         self.misses = 0 if better and not all_right else self.misses + 1
+        self.right = self.right + 1 if score.exact >= 1.0 else 0
         return better
-
-    @property
-    def all_right(self) -> bool:
-        """Whether a look found every validation case right, so that no later one can gain."""
-        return self.best is not None and self.best.exact >= 1.0
 
     def dump(self) -> dict[str, Any]:
         """Plain values."""

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from io import StringIO
 from pathlib import Path
@@ -54,6 +55,9 @@ def test_the_base_says_new_questions_and_its_own_answers() -> None:
     assert len(set(questions)) == 8
     assert not set(questions) & set(general_set())
     assert all(row["completion"] for row in said)
+    known = frozenset({re.sub(r"\W+", " ", questions[0].lower()).strip()})
+    without = Rehearsal(base, tokenizer, batch=16, known=known).say(seeds, 4, 1)
+    assert questions[0] not in {row["messages"][0]["content"] for row in without}
     assert ChatFormat(tokenizer).encode(said, 256).too_long == 0
 
 
@@ -82,12 +86,14 @@ def test_what_is_said_is_learned_and_said_once(
     assert "3 of them the base has said itself" in log.getvalue()
 
 
-def test_it_can_be_switched_off(configure: Configure, run: Train, with_a_question: Path) -> None:
-    config = configure(dataset=with_a_question, replay=False)
+def test_a_run_that_began_without_goes_on_without(
+    configure: Configure, run: Train, log: StringIO, with_a_question: Path
+) -> None:
+    config = configure(dataset=with_a_question)
+    (config.output / "checkpoints" / "step-00000001").mkdir(parents=True)
     result = run(config)
     assert result is not None
-    assert result["rows"] == 31
-    assert not (config.output / FILE).exists()
+    assert (result["rows"], result["replayed"]) == (31, 0)
 
 
 def test_a_run_that_is_stopped_while_the_base_speaks_leaves_nothing(
@@ -111,7 +117,14 @@ def test_without_memory_to_speak_it_trains_on_the_cases(
     assert result["rows"] == 31
 
 
-def test_stopping_is_asked_between_batches(base: Path) -> None:
+def test_at_the_limit_what_was_said_is_enough(base: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(base).eval()
+    assert Rehearsal(model, load_tokenizer(str(base)), limit_s=0).say(["a b"], 4, 0) == []
+
+
+def test_stopping_is_asked_while_the_base_speaks(base: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(base).eval()

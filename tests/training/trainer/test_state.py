@@ -22,5 +22,14 @@ def test_a_look_gains_by_more_right_cases_or_by_a_lower_loss() -> None:
     ]
 
 
+def test_looks_that_find_all_right_are_counted_while_they_follow_one_another() -> None:
+    state = RunState(Thrift(64), Pace(steps=100, warmup=0.05))
+    counted = []
+    for exact in (1.0, 0.9, 1.0, 1.0):
+        state.look(Score(loss=0.1, exact=exact))
+        counted.append(state.right)
+    assert counted == [1, 0, 1, 2]
+
+
 def test_once_all_are_right_the_best_is_kept_and_nothing_gains() -> None:
     assert looks((0.9, 1.0), (1.0, 0.5), (1.0, 0.4), (1.0, 0.3)) == [(True, 0), (True, 0), (True, 1), (True, 2)]
