@@ -114,7 +114,7 @@ def _environ(gpus: tuple[int, ...]) -> dict[str, str]:
         "CUDA_VISIBLE_DEVICES": ",".join(map(str, gpus)),
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # so that numbers mean what nvidia-smi says
         "GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", SPINS),
-        "KMP_BLOCKTIME": os.environ.get("KMP_BLOCKTIME", "0"),  # the same for LLVM's OpenMP, in milliseconds
+        "KMP_BLOCKTIME": os.environ.get("KMP_BLOCKTIME", "1"),  # LLVM's OpenMP: the least wait that is one, in ms
     }
 
 
