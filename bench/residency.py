@@ -14,10 +14,11 @@ import itertools
 import json
 import os
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,8 @@ from serving.engine.hardware import resolve_profile
 LOADS = ("beside", "zipf", "churn")
 TIERS = ("disk", "page-cache", "host")
 SATURATION_SHARE = 0.7
+CHURNING = 4
+"""adapters for each slot in churn"""
 SMOKE = {
     "rounds": 1, "slots": 3, "streams": 2, "tokens": 150, "probes": 4, "adapters": 12, "prompt": 32, "clients": 4,
     "seconds": 4.0, "requests": 60, "rank": 8, "max_rank": 8,
@@ -47,16 +50,22 @@ async def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     model = str(write_shape(args.shape, folder / "shape")) if args.shape else args.model
     profile = load_profile(resolve_profile(args.profile, os.environ))
     setup = Setup(model, profile, args.slots, args.max_rank, engine_arguments(args), args.host_adapters)
-    cold = args.rounds * args.probes
-    pool = make_adapters(setup.base, folder / "adapters", args.slots + cold, args.rank)
-    many = make_adapters(setup.base, folder / "adapters", args.adapters, args.rank, first=len(pool))
+    begun = time.monotonic()
+    cold = args.slots + args.rounds * args.probes if "beside" in args.loads else 0
+    pool = make_adapters(setup.base, folder / "adapters", cold, args.rank)
+    crowd = args.adapters if "zipf" in args.loads else CHURNING * args.slots if "churn" in args.loads else 0
+    many = make_adapters(setup.base, folder / "adapters", crowd, args.rank, first=len(pool))
     vocabulary = json.loads((setup.base / "config.json").read_text())["vocab_size"]
     figures: dict[str, Any] = {}
+    say(begun, f"{len(pool) + len(many)} adapters made")
     async with AsyncExitStack() as stack:
-        contestants: list[Contestant] = [await stack.enter_async_context(ours(setup, folder / "ours"))]
+        starting: list[AbstractAsyncContextManager[Contestant]] = [ours(setup, folder / "ours")]
         if not args.alone:
-            contestants.append(await stack.enter_async_context(stock(setup, folder, folder / "adapters")))
+            starting.append(stock(setup, folder, folder / "adapters"))
+        contestants = await asyncio.gather(*map(stack.enter_async_context, starting))
+        say(begun, "engines ready")
         await prepare(contestants, [*pool, *many])
+        say(begun, "adapters prepared")
         if "beside" in args.loads:
             figures["beside"] = await beside(args, contestants, pool, vocabulary)
         if "zipf" in args.loads:
@@ -64,7 +73,9 @@ async def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         if "churn" in args.loads:
             mine = contestants[0]
             assert isinstance(mine, Ours)
-            figures["churn"] = (await churn(mine, many[: 4 * args.slots], args.requests, seed=args.seed)).figures()
+            figures["churn"] = (
+                await churn(mine, many[: CHURNING * args.slots], args.requests, seed=args.seed)
+            ).figures()
             figures["longest_load_wait_s"] = round(mine.residency.longest_wait_s, 3)
     return figures
 
@@ -100,6 +111,8 @@ async def beside(
             figures[contestant.name]["control"].append(control.figures())
             disturbed = await load.run(contestant, iter(chosen), args.seed + number)
             figures[contestant.name]["cold"].append(disturbed.figures())
+            for name in ("control", "cold"):
+                say(None, f"{contestant.name}, {name}: {figures[contestant.name][name][-1]}")
     return figures
 
 
@@ -146,7 +159,13 @@ async def zipf(
         for contestant in contestants:
             got = await load.open(contestant, SATURATION_SHARE * saturation, args.seconds, args.seed + number)
             figures[contestant.name].append(got)
+            say(None, f"{contestant.name}, Zipf: {got}")
     return figures
+
+
+def say(begun: float | None, what: str) -> None:
+    """How far it is, for who waits; `begun` adds the seconds since then."""
+    print(what if begun is None else f"{time.monotonic() - begun:.0f} s: {what}", file=sys.stderr, flush=True)
 
 
 def median(rounds: Sequence[dict[str, float]], figure: str) -> float:
@@ -163,6 +182,7 @@ def bars_of(args: argparse.Namespace, figures: dict[str, Any]) -> list[Bar]:
         later = median(cold, "probe_first_p95_ms") - median(control, "probe_first_p95_ms")
         bars += [
             Bar("p99 between tokens, cold / control", round(ratio, 3), 1.05, "x", "at most"),
+            Bar("gap that a warm probe opens", median(control, "probe_gap_p50_ms"), 25, "ms", "at most"),
             Bar(
                 "gaps over 50 ms per 10,000 tokens, cold - control",
                 round(median(cold, "long_gaps_per_10k") - median(control, "long_gaps_per_10k"), 1),

@@ -16,6 +16,8 @@ from bench.contestants import HTTP_OK, Contestant
 from serving.errors import ServingError
 
 LONG_GAP_S = 0.05
+SOON_S = 0.03
+"""after a probe's first token, gaps that its prefill has opened have ended"""
 EVENT = b"data: "
 DONE = b"data: [DONE]"
 
@@ -73,6 +75,8 @@ class Beside:
     gaps_ms: list[float]
     first_ms: list[float]
     errors: int
+    opened_ms: list[float]
+    """for each probe, the longest gap in any stream from its question to soon after its first token"""
 
     def figures(self) -> dict[str, float]:
         """The figures of one round."""
@@ -86,6 +90,8 @@ class Beside:
             "probes": len(self.first_ms),
             "probe_first_p50_ms": at(self.first_ms, 0.5),
             "probe_first_p95_ms": at(self.first_ms, 0.95),
+            "probe_gap_p50_ms": at(self.opened_ms, 0.5),
+            "probe_gap_p95_ms": at(self.opened_ms, 0.95),
             "errors": self.errors,
         }
 
@@ -129,7 +135,14 @@ class Interference:
             [1e3 * gap for trace in traces for gap in trace.gaps(begin, end)],
             [1e3 * first for trace in probed if (first := trace.first_s) is not None],
             sum(trace.error is not None for trace in (*traces, *probed)),
+            [1e3 * opened_by(probe, traces) for probe in probed if probe.tokens],
         )
+
+
+def opened_by(probe: Trace, traces: Sequence[Trace]) -> float:
+    """The longest gap, in seconds, that ended in any of `traces` while `probe` waited for its first token."""
+    begin, end = probe.asked, probe.tokens[0] + SOON_S
+    return max((gap for trace in traces for gap in trace.gaps(begin, end)), default=0.0)
 
 
 @dataclass(frozen=True, slots=True)

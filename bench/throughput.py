@@ -120,7 +120,8 @@ async def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     for number, (name, arguments) in enumerate(variants_of(args).items()):
         given = ({"load_format": "dummy"} if args.shape else {}) | arguments
         slots, rank = int(given.pop("slots", args.adapters)), int(given.pop("rank", args.rank))
-        setup = Setup(model, profile, slots, rank, given, slots)
+        env = profile.env | given.pop("env", {})
+        setup = Setup(model, profile.model_copy(update={"env": env}), slots, rank, given, slots)
         if number == 0:
             args.vocabulary = json.loads((setup.base / "config.json").read_text())["vocab_size"]
             adapters = make_adapters(setup.base, folder / "adapters", args.adapters, args.rank)
@@ -161,7 +162,7 @@ def main() -> None:
     parser.add_argument("--model", default=EMBEDDED, help="a folder, or 'embedded'")
     parser.add_argument("--shape", choices=SHAPES, help="random weights in this shape instead")
     parser.add_argument("--profile", default=AUTO)
-    parser.add_argument("--variants", type=Path, help="JSON: arguments of vLLM by name; also `slots` and `rank`")
+    parser.add_argument("--variants", type=Path, help="JSON: arguments of vLLM by name; also `slots`, `rank` and `env`")
     parser.add_argument("--no-gateway", action="store_true")
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--adapters", type=int, default=8)
