@@ -16,6 +16,8 @@ from bench.contestants import HTTP_OK, Contestant
 from serving.errors import ServingError
 
 LONG_GAP_S = 0.05
+PATIENCE_S = 30.0
+"""after a load's last request, what has no answer yet counts as an error"""
 SOON_S = 0.03
 """after a probe's first token, gaps that its prefill has opened have ended"""
 EVENT = b"data: "
@@ -126,7 +128,7 @@ class Interference:
             probed.append(trace)
             asking.append(asyncio.create_task(ask(contestant, adapter, body(next(source), 8), trace)))
             await asyncio.sleep(self.every_s)
-        await asyncio.gather(*asking)
+        await finished(asking, probed)
         end = time.perf_counter()
         for task in tasks:
             task.cancel()
@@ -137,6 +139,16 @@ class Interference:
             sum(trace.error is not None for trace in (*traces, *probed)),
             [1e3 * opened_by(probe, traces) for probe in probed if probe.tokens],
         )
+
+
+async def finished(tasks: Sequence[asyncio.Task[None]], traces: Sequence[Trace]) -> None:
+    """Return when all `tasks` have ended, or PATIENCE_S later: those that have not are cut off, as their traces say."""
+    await asyncio.wait(tasks, timeout=PATIENCE_S)
+    for task, trace in zip(tasks, traces, strict=True):
+        if not task.done():
+            task.cancel()
+            trace.error = "no answer in time"
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def opened_by(probe: Trace, traces: Sequence[Trace]) -> float:
@@ -187,9 +199,10 @@ class Arrivals:
             tasks.append(asyncio.create_task(ask(contestant, next(chooser), body(next(source), self.tokens), trace)))
             due += chance.expovariate(rate)
         completed = sum(task.done() for task in tasks)
-        await asyncio.gather(*tasks)
+        await finished(tasks, traces)
         took = time.perf_counter() - began
-        firsts = [1e3 * first for trace in traces if (first := trace.first_s) is not None]
+        # one without an answer has waited at least so long
+        firsts = [1e3 * (began + took - trace.asked if trace.first_s is None else trace.first_s) for trace in traces]
         return {
             "offered_per_s": round(rate, 2),
             "requests": len(traces),

@@ -133,8 +133,8 @@ def environment(profile: EngineProfile, model: str, run_dir: Path, environ: Mapp
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_RPC_BASE_PATH": str(run_dir),
     }
-    if profile.device == "cpu":
-        env.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() - 1)))
+    # On a GPU host what torch computes on the processor is small, and its threads would be in the way of the engine's.
+    env.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() - 1)) if profile.device == "cpu" else "1")
     if Path(model).is_dir():
         env["HF_HUB_OFFLINE"] = "1"
     here = Path(__file__).resolve().parents[2]
