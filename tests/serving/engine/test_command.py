@@ -90,7 +90,7 @@ def test_threads_are_bounded_on_the_cpu_alone_and_by_the_user_where_set() -> Non
     settings = EngineSettings(name="base")
     assert int(env_of(settings)["OMP_NUM_THREADS"]) >= 1
     assert env_of(settings, environ={"OMP_NUM_THREADS": "13"})["OMP_NUM_THREADS"] == "13"
-    assert "OMP_NUM_THREADS" not in env_of(settings, "gpu")
+    assert env_of(settings, "gpu")["OMP_NUM_THREADS"] == "1"
 
 
 def test_a_folder_that_is_missing_or_holds_no_model_is_told_before_any_start(tmp_path: Path) -> None:
