@@ -51,13 +51,14 @@ class Setup:
 
     @property
     def settings(self) -> EngineSettings:
-        """As settings of an engine."""
+        """As settings of an engine, without staging."""
         return EngineSettings(
             name="base",
             model=self.model,
             served_name=BASE_NAME,
             slots=self.slots,
             max_lora_rank=self.rank,
+            staging=False,
             args=self.args,
         )
 

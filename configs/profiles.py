@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import resources
+from pathlib import Path
 from typing import Any, Literal
 
 import yaml
@@ -11,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from configs.settings import ALLOWED_RANKS, SettingsError, one_line
 
 AUTO = "auto"
+KERNELS = Path(__file__).parent / "kernels"
+"""block sizes of vLLM's LoRA kernels by GPU, tuned by `bench.lora_kernels`"""
 
 
 class EngineProfile(BaseModel):
@@ -23,6 +26,7 @@ class EngineProfile(BaseModel):
     device: Literal["cpu", "cuda"] = Field("cuda", description="what the model runs on")
     slots: int = Field(ge=1, le=4096, description="adapters resident at once")
     max_lora_rank: int = Field(description="largest rank accepted")
+    staging: bool = Field(False, description="bring adapters into slots beside the engine's thread")
     host_bytes: int = Field(ge=0, description="host memory that keeps adapters; pinned on a GPU host")
     prepared_bytes: int = Field(ge=0, description="disk for adapters in the engine's own layout")
     preload: bool = Field(

@@ -72,8 +72,8 @@ class EngineSettings(BaseModel):
     api_key_env: str | None = Field(None, description="environment variable that holds the upstream's key")
     slots: int | None = Field(None, ge=1, le=4096, description="adapters resident at once; default: the profile's")
     max_lora_rank: int | None = Field(None, description="largest rank accepted; default: the profile's")
-    staging: bool = Field(
-        False, description="bring adapters into slots beside the engine's thread; experimental, no GPU has run it yet"
+    staging: bool | None = Field(
+        None, description="bring adapters into slots beside the engine's thread; default: the profile's"
     )
     host_bytes: int | None = Field(
         None, ge=0, description="with staging: host memory that keeps adapters; default: the profile's"

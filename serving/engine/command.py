@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from configs.profiles import EngineProfile
+from configs.profiles import KERNELS, EngineProfile
 from configs.settings import EMBEDDED, EngineSettings, SettingsError
 from serving.engine.worker.protocol import StagingPlan
 
@@ -54,11 +54,16 @@ def build_command(
 ) -> Command:
     """The command for one start whose socket and temporary files lie in `run_dir`; `prepared` outlives it."""
     plan = "-"
-    if settings.staging:
+    if stages(settings, profile):
         plan = msgspec.json.encode(staging_plan(settings, profile, run_dir, prepared)).decode()
     worker = ("serving.engine.worker", str(run_dir), "preload" if profile.preload else "-", plan)
     arguments = render(vllm_arguments(settings, profile, model, run_dir))
     return Command((sys.executable, "-P", "-m", *worker, *arguments), environment(profile, model, run_dir, environ))
+
+
+def stages(settings: EngineSettings, profile: EngineProfile) -> bool:
+    """Whether adapters are brought into slots beside the engine's thread; the settings go before the profile."""
+    return profile.staging if settings.staging is None else settings.staging
 
 
 def staging_plan(settings: EngineSettings, profile: EngineProfile, run_dir: Path, prepared: Path) -> StagingPlan:
@@ -74,7 +79,7 @@ def vllm_arguments(settings: EngineSettings, profile: EngineProfile, model: str,
     As many adapters fit the CPU's cache as the engine's slots: one that vLLM had evicted by itself would be read again
     inside a step, with every stream waiting.
     """
-    slots = (settings.slots or profile.slots) + (SPARE_SLOTS if settings.staging else 0)
+    slots = (settings.slots or profile.slots) + (SPARE_SLOTS if stages(settings, profile) else 0)
     return {
         "model": model,
         "served_model_name": settings.base_name,
@@ -82,7 +87,7 @@ def vllm_arguments(settings: EngineSettings, profile: EngineProfile, model: str,
         "enable_lora": True,
         "max_loras": slots,
         "max_cpu_loras": slots,
-        "worker_extension_cls": EXTENSION if settings.staging else None,
+        "worker_extension_cls": EXTENSION if stages(settings, profile) else None,
         "max_lora_rank": settings.max_lora_rank or profile.max_lora_rank,
         "enable_prefix_caching": True,
         "enable_prompt_tokens_details": True,
@@ -135,6 +140,8 @@ def environment(profile: EngineProfile, model: str, run_dir: Path, environ: Mapp
     }
     # On a GPU host what torch computes on the processor is small, and its threads would be in the way of the engine's.
     env.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() - 1)) if profile.device == "cpu" else "1")
+    if profile.device == "cuda":
+        env.setdefault("VLLM_TUNED_CONFIG_FOLDER", str(KERNELS))
     if Path(model).is_dir():
         env["HF_HUB_OFFLINE"] = "1"
     here = Path(__file__).resolve().parents[2]

@@ -20,7 +20,7 @@ from configs.settings import EngineSettings
 from serving.engine.backoff import Backoff
 from serving.engine.base import EngineResponse, EngineState, EngineStatus
 from serving.engine.child import EngineProcess, bound, make_run_dir, rotate
-from serving.engine.command import build_command, socket_path, user_arguments
+from serving.engine.command import build_command, socket_path, stages, user_arguments
 from serving.engine.files import read_files
 from serving.engine.model import BaseModel
 from serving.engine.startup import LogReader, shorten
@@ -85,7 +85,7 @@ class VllmEngine:
         self.max_lora_rank = settings.max_lora_rank or profile.max_lora_rank
         self.max_context: int | None = None
         self.log_path = home / "logs" / f"engine-{settings.name}.log"
-        self.staging = settings.staging
+        self.staging = stages(settings, profile)
         self._prepared = home / "prepared"
         self._settings = settings
         self._profile = profile

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import msgspec
@@ -42,6 +43,11 @@ def test_without_staging_vllm_is_as_it_comes() -> None:
     argv = command_of(EngineSettings(name="base", host_bytes=7))
     assert argv[6] == "-"
     assert not [word for word in argv if "worker-extension-cls" in word]
+
+
+def test_the_profile_says_whether_adapters_are_staged_unless_it_is_set() -> None:
+    assert command_of(EngineSettings(name="base"), "gpu")[6] != "-"
+    assert command_of(EngineSettings(name="base", staging=False), "gpu")[6] == "-"
 
 
 def test_with_staging_one_more_adapter_may_come_early() -> None:
@@ -91,6 +97,26 @@ def test_threads_are_bounded_on_the_cpu_alone_and_by_the_user_where_set() -> Non
     assert int(env_of(settings)["OMP_NUM_THREADS"]) >= 1
     assert env_of(settings, environ={"OMP_NUM_THREADS": "13"})["OMP_NUM_THREADS"] == "13"
     assert env_of(settings, "gpu")["OMP_NUM_THREADS"] == "1"
+
+
+def test_a_gpus_lora_kernels_are_tuned_unless_the_user_has_other_files() -> None:
+    settings = EngineSettings(name="base")
+    folder = Path(env_of(settings, "gpu")["VLLM_TUNED_CONFIG_FOLDER"])
+    assert "VLLM_TUNED_CONFIG_FOLDER" not in env_of(settings)
+    assert env_of(settings, "gpu", {"VLLM_TUNED_CONFIG_FOLDER": "/mine"})["VLLM_TUNED_CONFIG_FOLDER"] == "/mine"
+    for gpu in ("NVIDIA_H100_80GB_HBM3", "NVIDIA_H200"):
+        for operation, needed in (("SHRINK", "split_k"), ("EXPAND_TRUE", "block_m")):
+            by_slots = json.loads((folder / f"{gpu}_{operation}.json").read_text())
+            tuned = [
+                config
+                for by_slices in by_slots.values()
+                for by_tokens in by_slices.values()
+                for by_inputs in by_tokens.values()
+                for by_outputs in by_inputs.values()
+                for config in by_outputs.values()
+            ]
+            assert all(needed in config for config in tuned)
+            assert set(by_slots["10"]) == {"1", "2", "3"}, "vLLM fails on a number of slices that is missing"
 
 
 def test_a_folder_that_is_missing_or_holds_no_model_is_told_before_any_start(tmp_path: Path) -> None:
