@@ -77,7 +77,9 @@ class TrainingPreset(BaseModel):
     )
     epochs: float | None = Field(None, gt=0, description="passes over the cases; default: by their number and the base")
     early_stopping: int = Field(
-        3, ge=0, description="looks at the validation cases without gain that end a run; 0: none"
+        3,
+        ge=0,
+        description="looks at the validation cases without gain that end a run (two do with all right); 0: none",
     )
     batch_tokens: int | None = Field(None, ge=16, description="tokens of a step; default: by the machine and the cases")
     max_length: int = Field(2048, ge=16, description="tokens of a training row; longer ones are left out and counted")
