@@ -24,7 +24,7 @@ from configs.profiles import EngineProfile
 from configs.settings import EMBEDDED, EngineSettings
 from serving.engine.base import Engine, EngineResponse
 from serving.engine.child import make_run_dir
-from serving.engine.command import environment, render, socket_path, vllm_arguments
+from serving.engine.command import TUNED_KERNELS, environment, render, socket_path, vllm_arguments
 from serving.engine.model import BaseModel
 from serving.engine.process import VllmEngine
 from serving.engine.transport import Transport
@@ -175,7 +175,10 @@ async def stock(setup: Setup, folder: Path, adapters: Path, port: int | None = N
     arguments = vllm_arguments(setup.settings, setup.profile, model, run_dir) | {
         "max_cpu_loras": max(setup.slots, setup.host_adapters),
     }
-    env = environment(setup.profile, model, run_dir, os.environ) | {
+    env = environment(setup.profile, model, run_dir, os.environ)
+    if TUNED_KERNELS not in os.environ | setup.profile.env:
+        env.pop(TUNED_KERNELS, None)  # ours, not vLLM's
+    env |= {
         "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
         "VLLM_LORA_RESOLVER_CACHE_DIR": str(adapters),
         "VLLM_PLUGINS": "lora_filesystem_resolver",

@@ -138,7 +138,7 @@ async def learn(
         "test_rows": len(test),
         "labels": len({label for _, label in train}),
         "import_s": round(import_s, 1),
-        "imported": imported,
+        "imported": {name: value for name, value in imported.items() if name != "file"},
         "trained": trained,
         "adapter": scored,
         **baselines(train, test),

@@ -12,14 +12,18 @@ import argparse
 import itertools
 import json
 import random
+import re
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from rich.table import Table
+
+from bench.report import publish, result
 from bench.shapes import SHAPES
 
 Config = dict[str, Any]
@@ -30,6 +34,8 @@ FEW_ROWS = 16
 """of a block, then: the fewest that the matrix units take"""
 TOLERANCE = 1e-2
 REPEATS = 5
+KERNELS = 7
+MOST_SLICES = 8
 
 
 class Kernel(Protocol):
@@ -162,6 +168,17 @@ class Best:
     config: Config
 
 
+@dataclass(frozen=True, slots=True)
+class Tuned:
+    """What is written of it: `place` are the keys of vLLM's file, from the slots and one to the outputs."""
+
+    kernel: str
+    place: tuple[str, str, str, str, str]
+    default_us: float
+    us: float
+    config: Config
+
+
 def kernels(shape: dict[str, Any], slots: int, rank: int) -> Iterator[Kernel]:
     """Of the linear layers of a Qwen2 shape: q, k and v together, o, gate and up together, down."""
     hidden, middle, layers = shape["hidden_size"], shape["intermediate_size"], shape["num_hidden_layers"]
@@ -243,6 +260,38 @@ def _config(**sizes: int) -> Config:
     return {**sizes, "num_ctas": 1, "max_nreg": None}
 
 
+def write(folder: Path, gpu: str, tuned: Sequence[Tuned]) -> None:
+    """Add `tuned` to the files of `gpu` in `folder`.
+
+    VLLM takes the nearest of every number but the slices, which must be there: more than three are taken as three.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in {one.kernel for one in tuned}:
+        file = folder / f"{re.sub('[ -]', '_', gpu)}_{name}.json"
+        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        for one in tuned:
+            if one.kernel == name:
+                *path, last = one.place
+                at = content
+                for key in path:
+                    at = at.setdefault(key, {})
+                at[last] = one.config
+        for by_slices in content.values():
+            by_slices |= {str(slices): by_slices["3"] for slices in range(4, MOST_SLICES + 1)}
+        file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def table(tuned: Sequence[Tuned]) -> Table:
+    """A line for each kernel and number of tokens."""
+    drawn = Table(title="microseconds a layer", title_justify="left")
+    for heading in ("kernel", "slices", "inputs", "outputs", "tokens", "by default", "tuned"):
+        drawn.add_column(heading, justify="left" if heading == "kernel" else "right")
+    for one in tuned:
+        _, slices, tokens, inputs, outputs = one.place
+        drawn.add_row(one.kernel, slices, inputs, outputs, tokens, f"{one.default_us:.1f}", f"{one.us:.1f}")
+    return drawn
+
+
 def main() -> None:
     """Tune, print and write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
@@ -259,21 +308,15 @@ def main() -> None:
         sys.exit("needs an NVIDIA GPU")
     shape = SHAPES[args.shape]
     layers = shape["num_hidden_layers"]
-    files: dict[str, Any] = {}
+    tuned = []
     for number, kernel in enumerate(kernels(shape, args.slots, args.rank)):
-        for tokens, best in tune(kernel, args.slots, layers, args.seconds / 7, args.seed + number).items():
-            print(
-                f"{kernel.name:11} {kernel.slices} x {kernel.inputs} -> {kernel.outputs}, {tokens:5} tokens: "
-                f"{best.default_us:6.1f} us by default, {best.us:6.1f} us",
-                flush=True,
-            )
-            by_tokens = files.setdefault(kernel.name, {str(args.slots + 1): {}})[str(args.slots + 1)]
-            by_inputs = by_tokens.setdefault(str(kernel.slices), {}).setdefault(str(tokens), {})
-            by_inputs.setdefault(str(kernel.inputs), {})[str(kernel.outputs)] = best.config
+        for tokens, best in tune(kernel, args.slots, layers, args.seconds / KERNELS, args.seed + number).items():
+            place = (str(args.slots + 1), str(kernel.slices), str(tokens), str(kernel.inputs), str(kernel.outputs))
+            tuned.append(Tuned(kernel.name, place, best.default_us, best.us, best.config))
     if args.out is not None:
-        gpu = torch.cuda.get_device_name().replace(" ", "_").replace("-", "_")
-        for name, content in files.items():
-            (args.out / f"{gpu}_{name}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        write(args.out, torch.cuda.get_device_name(), tuned)
+    settings = {name: value for name, value in vars(args).items() if name != "out"}
+    publish(result("lora_kernels", settings, {"kernels": [asdict(one) for one in tuned]}, []), [table(tuned)], None)
 
 
 if __name__ == "__main__":

@@ -50,22 +50,23 @@ async def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     model = str(write_shape(args.shape, folder / "shape")) if args.shape else args.model
     profile = load_profile(resolve_profile(args.profile, os.environ))
     setup = Setup(model, profile, args.slots, args.max_rank, engine_arguments(args), args.host_adapters)
-    begun = time.monotonic()
-    cold = args.slots + args.rounds * args.probes if "beside" in args.loads else 0
-    pool = make_adapters(setup.base, folder / "adapters", cold, args.rank)
-    crowd = args.adapters if "zipf" in args.loads else CHURNING * args.slots if "churn" in args.loads else 0
-    many = make_adapters(setup.base, folder / "adapters", crowd, args.rank, first=len(pool))
+    began = time.monotonic()
+    beside_count = args.slots + args.rounds * args.probes if "beside" in args.loads else 0
+    pool = make_adapters(setup.base, folder / "adapters", beside_count, args.rank)
+    many = make_adapters(setup.base, folder / "adapters", crowd_of(args), args.rank, first=len(pool))
     vocabulary = json.loads((setup.base / "config.json").read_text())["vocab_size"]
     figures: dict[str, Any] = {}
-    say(begun, f"{len(pool) + len(many)} adapters made")
+    say(f"{len(pool) + len(many)} adapters made after {time.monotonic() - began:.0f} s")
     async with AsyncExitStack() as stack:
         starting: list[AbstractAsyncContextManager[Contestant]] = [ours(setup, folder / "ours")]
         if not args.alone:
             starting.append(stock(setup, folder, folder / "adapters"))
-        contestants = await asyncio.gather(*map(stack.enter_async_context, starting))
-        say(begun, "engines ready")
+        async with asyncio.TaskGroup() as group:
+            entering = [group.create_task(stack.enter_async_context(contestant)) for contestant in starting]
+        contestants = [task.result() for task in entering]
+        say(f"engines ready after {time.monotonic() - began:.0f} s")
         await prepare(contestants, [*pool, *many])
-        say(begun, "adapters prepared")
+        say(f"adapters prepared after {time.monotonic() - began:.0f} s")
         if "beside" in args.loads:
             figures["beside"] = await beside(args, contestants, pool, vocabulary)
         if "zipf" in args.loads:
@@ -78,6 +79,12 @@ async def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
             ).figures()
             figures["longest_load_wait_s"] = round(mine.residency.longest_wait_s, 3)
     return figures
+
+
+def crowd_of(args: argparse.Namespace) -> int:
+    """How many adapters the loads need that ask for many."""
+    churning = CHURNING * args.slots if "churn" in args.loads else 0
+    return max(churning, args.adapters if "zipf" in args.loads else 0)
 
 
 def engine_arguments(args: argparse.Namespace) -> dict[str, Any]:
@@ -112,7 +119,7 @@ async def beside(
             disturbed = await load.run(contestant, iter(chosen), args.seed + number)
             figures[contestant.name]["cold"].append(disturbed.figures())
             for name in ("control", "cold"):
-                say(None, f"{contestant.name}, {name}: {figures[contestant.name][name][-1]}")
+                say(f"{contestant.name}, {name}: {figures[contestant.name][name][-1]}")
     return figures
 
 
@@ -159,13 +166,13 @@ async def zipf(
         for contestant in contestants:
             got = await load.open(contestant, SATURATION_SHARE * saturation, args.seconds, args.seed + number)
             figures[contestant.name].append(got)
-            say(None, f"{contestant.name}, Zipf: {got}")
+            say(f"{contestant.name}, Zipf: {got}")
     return figures
 
 
-def say(begun: float | None, what: str) -> None:
-    """How far it is, for who waits; `begun` adds the seconds since then."""
-    print(what if begun is None else f"{time.monotonic() - begun:.0f} s: {what}", file=sys.stderr, flush=True)
+def say(what: str) -> None:
+    """How far it is, for who waits."""
+    print(what, file=sys.stderr, flush=True)
 
 
 def median(rounds: Sequence[dict[str, float]], figure: str) -> float:

@@ -37,6 +37,10 @@ class Trace:
         """Time to the first token."""
         return self.tokens[0] - self.asked if self.tokens else None
 
+    def waited_s(self, end: float) -> float:
+        """Time to the first token; without one, as if it had waited to the `end`."""
+        return end - self.asked if self.first_s is None else self.first_s
+
     def gaps(self, begin: float, end: float) -> list[float]:
         """Seconds between tokens, of those that ended between the two times."""
         return [
@@ -135,7 +139,7 @@ class Interference:
         await asyncio.gather(*tasks, return_exceptions=True)
         return Beside(
             [1e3 * gap for trace in traces for gap in trace.gaps(begin, end)],
-            [1e3 * first for trace in probed if (first := trace.first_s) is not None],
+            [1e3 * trace.waited_s(end) for trace in probed],
             sum(trace.error is not None for trace in (*traces, *probed)),
             [1e3 * opened_by(probe, traces) for probe in probed if probe.tokens],
         )
@@ -143,16 +147,20 @@ class Interference:
 
 async def finished(tasks: Sequence[asyncio.Task[None]], traces: Sequence[Trace]) -> None:
     """Return when all `tasks` have ended, or PATIENCE_S later: those that have not are cut off, as their traces say."""
-    await asyncio.wait(tasks, timeout=PATIENCE_S)
+    if not tasks:
+        return
+    done, late = await asyncio.wait(tasks, timeout=PATIENCE_S)
     for task, trace in zip(tasks, traces, strict=True):
-        if not task.done():
+        if task in late:
             task.cancel()
             trace.error = "no answer in time"
-    await asyncio.gather(*tasks, return_exceptions=True)
+    await asyncio.gather(*late, return_exceptions=True)
+    for task in done:
+        task.result()  # an error that `ask` does not know is the bench's
 
 
 def opened_by(probe: Trace, traces: Sequence[Trace]) -> float:
-    """The longest gap, in seconds, that ended in any of `traces` while `probe` waited for its first token."""
+    """The longest gap, in seconds, in `traces` that ended from the question of `probe` to SOON_S after its first token."""
     begin, end = probe.asked, probe.tokens[0] + SOON_S
     return max((gap for trace in traces for gap in trace.gaps(begin, end)), default=0.0)
 
@@ -201,8 +209,7 @@ class Arrivals:
         completed = sum(task.done() for task in tasks)
         await finished(tasks, traces)
         took = time.perf_counter() - began
-        # one without an answer has waited at least so long
-        firsts = [1e3 * (began + took - trace.asked if trace.first_s is None else trace.first_s) for trace in traces]
+        firsts = [1e3 * trace.waited_s(began + took) for trace in traces]
         return {
             "offered_per_s": round(rate, 2),
             "requests": len(traces),

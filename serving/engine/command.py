@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import site
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import msgspec
 
 from configs.profiles import KERNELS, EngineProfile
 from configs.settings import EMBEDDED, EngineSettings, SettingsError
+from serving.engine.hardware import nvidia_gpus
 from serving.engine.worker.protocol import StagingPlan
 
 OURS = frozenset(
@@ -29,6 +31,7 @@ OURS = frozenset(
 DROPPED = ("VLLM_API_KEY", "VLLM_ALLOW_RUNTIME_LORA_UPDATING", "VLLM_LORA_RESOLVER_CACHE_DIR")
 """variables that would open the engine's own way of loading adapters, or lock us out"""
 
+TUNED_KERNELS = "VLLM_TUNED_CONFIG_FOLDER"
 SERVER_KEEPALIVE_S = 600
 SPARE_SLOTS = 1
 """slots beyond those that are promised, where adapters are staged: one can come before another has gone"""
@@ -140,14 +143,19 @@ def environment(profile: EngineProfile, model: str, run_dir: Path, environ: Mapp
     }
     # On a GPU host what torch computes on the processor is small, and its threads would be in the way of the engine's.
     env.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() - 1)) if profile.device == "cpu" else "1")
-    if profile.device == "cuda":
-        env.setdefault("VLLM_TUNED_CONFIG_FOLDER", str(KERNELS))
+    if profile.device == "cuda" and has_tuned_kernels(nvidia_gpus(environ)):
+        env.setdefault(TUNED_KERNELS, str(KERNELS))
     if Path(model).is_dir():
         env["HF_HUB_OFFLINE"] = "1"
     here = Path(__file__).resolve().parents[2]
     if str(here) not in {str(Path(folder).resolve()) for folder in site.getsitepackages()}:
         env["PYTHONPATH"] = os.pathsep.join(filter(None, (str(here), env.get("PYTHONPATH"))))
     return env | profile.env
+
+
+def has_tuned_kernels(gpus: Sequence[str]) -> bool:
+    """Whether there are block sizes for the first of `gpus`."""
+    return bool(gpus) and any(KERNELS.glob(re.sub(r"[ -]", "_", gpus[0]) + "_*.json"))
 
 
 def usable_cores() -> int:

@@ -15,9 +15,10 @@ import pytest
 from safetensors.torch import load_file
 
 from adapters_registry.model import AdapterVersion
+from bench import residency_loads
 from bench.random_adapters import make_adapters
 from bench.residency import bars_of, drop_from_page_cache
-from bench.residency_loads import Arrivals, Interference, Trace, at
+from bench.residency_loads import Arrivals, Interference, Trace, at, opened_by
 from bench.residency_plot import draw
 from bench.shapes import SHAPES, write_shape
 from bench.throughput import tokens_per_s
@@ -38,19 +39,29 @@ class Answer:
 
 
 class Metronome:
-    """A contestant that gives a token each 5 ms, refuses what it is told to, and notes what it was asked for."""
+    """A contestant that gives a token each 5 ms, unless it is told otherwise, and notes what it was asked for."""
 
     name = "metronome"
 
-    def __init__(self, refuse: str = "") -> None:
+    def __init__(self, refuse: str = "", silent: str = "", broken: str = "") -> None:
         self.refuse = refuse
+        self.silent = silent
+        self.broken = broken
         self.asked: list[str] = []
+        self.open = 0
 
     @contextlib.asynccontextmanager
     async def opening(self, adapter: AdapterVersion | None, body: dict[str, Any]) -> AsyncIterator[Answer]:
         name = adapter.name if adapter else "base"
         self.asked.append(name)
-        yield Answer(404 if name == self.refuse else 200, body["max_tokens"], 0.005)
+        if name == self.broken:
+            raise ZeroDivisionError
+        self.open += 1
+        try:
+            each_s = 60.0 if name == self.silent else 0.005
+            yield Answer(404 if name == self.refuse else 200, body["max_tokens"], each_s)
+        finally:
+            self.open -= 1
 
     def pid(self) -> int | None:
         return None
@@ -95,6 +106,34 @@ async def test_refused_requests_are_errors_not_answers(adapters: list[AdapterVer
     assert await load.closed(Metronome(), clients=2, seconds=0.2, seed=0) > 20
 
 
+async def test_what_has_no_answer_in_time_is_cut_off_and_counts_as_waiting(
+    adapters: list[AdapterVersion], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(residency_loads, "PATIENCE_S", 0.1)
+    contestant = Metronome(silent=adapters[1].name)
+    load = Interference(adapters[:1], streams=2, tokens=200, every_s=0.05, prompt=4, vocabulary=100)
+    figures = (await load.run(contestant, iter(adapters[1:3]), seed=0)).figures()
+    assert (figures["errors"], figures["probes"]) == (1, 2)
+    assert figures["probe_first_p95_ms"] >= 100
+    arrived = await Arrivals(adapters[1:2], 4, 3, 100).open(contestant, rate=50, seconds=0.1, seed=1)
+    assert arrived["errors"] == arrived["requests"] > 0
+    assert arrived["completed_per_s"] == 0
+    assert arrived["first_p50_ms"] >= 100
+    assert contestant.open == 0
+
+
+async def test_a_defect_of_the_bench_is_no_answer(adapters: list[AdapterVersion]) -> None:
+    load = Arrivals(adapters[:1], 4, 3, 100)
+    with pytest.raises(ZeroDivisionError):
+        await load.open(Metronome(broken=adapters[0].name), rate=50, seconds=0.1, seed=1)
+
+
+async def test_streams_that_are_refused_leave_nothing_to_probe(adapters: list[AdapterVersion]) -> None:
+    load = Interference(adapters[:1], streams=2, tokens=5, every_s=0.05, prompt=4, vocabulary=100)
+    figures = (await load.run(Metronome(refuse=adapters[0].name), iter(adapters[1:]), seed=0)).figures()
+    assert (figures["errors"], figures["probes"]) == (2, 0)
+
+
 async def test_tokens_a_second_are_those_of_all_streams(adapters: list[AdapterVersion]) -> None:
     args = argparse.Namespace(streams=4, tokens=20, prompt=4, seed=0)
     assert 200 < await tokens_per_s(Metronome(), [None, adapters[0]], args, 100) < 4 * 220
@@ -104,13 +143,17 @@ def test_gaps_are_those_that_end_inside() -> None:
     trace = Trace(0.0, [1.0, 2.0, 4.0, 7.0])
     assert trace.gaps(1.5, 5.0) == [1.0, 2.0]
     assert trace.first_s == 1.0
+    assert (trace.waited_s(9.0), Trace(2.0).waited_s(9.0)) == (1.0, 7.0)
+    assert opened_by(Trace(0.5, [3.99]), [trace, Trace(0.0, [3.0, 3.5])]) == 2.0
+    assert opened_by(Trace(0.5, [0.6]), [trace]) == 0.0
     assert at([3.0, 1.0, 2.0], 0.5) == 2.0
     assert at([], 0.5) == 0
 
 
 def test_bars_compare_with_the_control_and_with_stock(tmp_path: Path) -> None:
     def round_of(p99: float, long: float, first: float) -> dict[str, float]:
-        return {"gap_p99_ms": p99, "long_gaps_per_10k": long, "probe_first_p95_ms": first, "gap_max_ms": 2 * p99}
+        gaps = {"gap_p99_ms": p99, "long_gaps_per_10k": long, "gap_max_ms": 2 * p99, "probe_gap_p50_ms": 30 - p99}
+        return gaps | {"probe_first_p95_ms": first}
 
     beside = {"ours": {"control": [round_of(10, 5, 20)], "cold": [round_of(11, 4, 60)]}}
     zipf = {
@@ -120,12 +163,13 @@ def test_bars_compare_with_the_control_and_with_stock(tmp_path: Path) -> None:
     bars = bars_of(argparse.Namespace(tier="host"), {"beside": beside, "zipf": zipf})
     assert [(bar.measured, bar.met) for bar in bars] == [
         (1.1, False),
+        (20, True),
         (-1, True),
         (40, False),
         (1.5, True),
         (0.333, True),
     ]
-    assert bars_of(argparse.Namespace(tier="disk"), {"beside": beside})[2].met
+    assert bars_of(argparse.Namespace(tier="disk"), {"beside": beside})[3].met
     assert bars_of(argparse.Namespace(tier="disk"), {}) == []
     draw({"beside": beside}, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 1000

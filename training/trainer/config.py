@@ -87,7 +87,7 @@ class TrainingConfig(BaseModel):
 
     evaluations: int = Field(10, ge=0, description="looks at the validation cases in a run; 0: never")
     early_stopping: int = Field(
-        3, ge=0, description="looks without gain that end the run, one once all are right; 0: never"
+        3, ge=0, description="looks without gain that end the run, as do two with all right; 0: never"
     )
     checkpoint_s: float = Field(30.0, gt=0, description="time between checkpoints")
     checkpoint_steps: int | None = Field(None, ge=1, description="steps between checkpoints, instead of a time")

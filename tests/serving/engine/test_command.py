@@ -5,9 +5,9 @@ import msgspec
 import pytest
 
 from configs import embedded
-from configs.profiles import load_profile
+from configs.profiles import KERNELS, load_profile
 from configs.settings import EngineSettings, SettingsError
-from serving.engine.command import EXTENSION, SPARE_SLOTS, build_command, render, socket_path
+from serving.engine.command import EXTENSION, SPARE_SLOTS, TUNED_KERNELS, build_command, render, socket_path
 from serving.engine.model import BaseModel
 from serving.engine.worker.protocol import StagingPlan
 
@@ -92,31 +92,42 @@ def test_a_local_model_needs_no_hub_and_a_hub_model_does() -> None:
     assert "HF_HUB_OFFLINE" not in env_of(EngineSettings(name="base", model="org/model"))
 
 
-def test_threads_are_bounded_on_the_cpu_alone_and_by_the_user_where_set() -> None:
+def test_threads_are_bounded_unless_the_user_says_otherwise() -> None:
     settings = EngineSettings(name="base")
     assert int(env_of(settings)["OMP_NUM_THREADS"]) >= 1
     assert env_of(settings, environ={"OMP_NUM_THREADS": "13"})["OMP_NUM_THREADS"] == "13"
     assert env_of(settings, "gpu")["OMP_NUM_THREADS"] == "1"
 
 
-def test_a_gpus_lora_kernels_are_tuned_unless_the_user_has_other_files() -> None:
+H100 = ("NVIDIA H100 80GB HBM3",)
+
+
+@pytest.mark.parametrize("gpu", [*H100, "NVIDIA H200"])
+def test_a_gpus_lora_kernels_are_tuned_unless_the_user_has_other_files(
+    monkeypatch: pytest.MonkeyPatch, gpu: str
+) -> None:
+    monkeypatch.setattr("serving.engine.command.nvidia_gpus", lambda environ: (gpu,))
     settings = EngineSettings(name="base")
-    folder = Path(env_of(settings, "gpu")["VLLM_TUNED_CONFIG_FOLDER"])
-    assert "VLLM_TUNED_CONFIG_FOLDER" not in env_of(settings)
-    assert env_of(settings, "gpu", {"VLLM_TUNED_CONFIG_FOLDER": "/mine"})["VLLM_TUNED_CONFIG_FOLDER"] == "/mine"
-    for gpu in ("NVIDIA_H100_80GB_HBM3", "NVIDIA_H200"):
-        for operation, needed in (("SHRINK", "split_k"), ("EXPAND_TRUE", "block_m")):
-            by_slots = json.loads((folder / f"{gpu}_{operation}.json").read_text())
-            tuned = [
-                config
-                for by_slices in by_slots.values()
-                for by_tokens in by_slices.values()
-                for by_inputs in by_tokens.values()
-                for by_outputs in by_inputs.values()
-                for config in by_outputs.values()
-            ]
-            assert all(needed in config for config in tuned)
-            assert set(by_slots["10"]) == {"1", "2", "3"}, "vLLM fails on a number of slices that is missing"
+    assert env_of(settings, "gpu")[TUNED_KERNELS] == str(KERNELS)
+    assert TUNED_KERNELS not in env_of(settings)
+    assert env_of(settings, "gpu", {TUNED_KERNELS: "/mine"})[TUNED_KERNELS] == "/mine"
+
+
+def test_other_gpus_keep_vllms_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serving.engine.command.nvidia_gpus", lambda environ: ("NVIDIA A100-SXM4-80GB",))
+    assert TUNED_KERNELS not in env_of(EngineSettings(name="base"), "gpu")
+
+
+@pytest.mark.parametrize("file", sorted(KERNELS.glob("*.json")), ids=lambda file: file.stem)
+def test_tuned_kernels_have_what_vllm_reads(file: Path) -> None:
+    wanted = {"block_m", "block_n", "block_k", "num_warps", "num_ctas", "num_stages"}
+    wanted |= {"split_k"} if file.stem.endswith("SHRINK") else set()
+    for by_slices in json.loads(file.read_text()).values():
+        assert set(by_slices) == {str(slices) for slices in range(1, 9)}, "vLLM fails on a number that is missing"
+        for by_tokens in by_slices.values():
+            for by_inputs in by_tokens.values():
+                for by_outputs in by_inputs.values():
+                    assert all(wanted <= set(config) for config in by_outputs.values())
 
 
 def test_a_folder_that_is_missing_or_holds_no_model_is_told_before_any_start(tmp_path: Path) -> None:
