@@ -160,7 +160,7 @@ async def finished(tasks: Sequence[asyncio.Task[None]], traces: Sequence[Trace])
 
 
 def opened_by(probe: Trace, traces: Sequence[Trace]) -> float:
-    """The longest gap, in seconds, in `traces` that ended from the question of `probe` to SOON_S after its first token."""
+    """The longest gap, in seconds, in `traces` that ended from `probe`'s question to SOON_S after its first token."""
     begin, end = probe.asked, probe.tokens[0] + SOON_S
     return max((gap for trace in traces for gap in trace.gaps(begin, end)), default=0.0)
 
