@@ -210,17 +210,19 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of the public sets")
     parser.add_argument("--sets", default=",".join(SETS), help=f"comma-separated, of {', '.join(SETS)}")
     parser.add_argument("--rank", type=int, help="LoRA rank; default: by the cases")
+    parser.add_argument("--epochs", type=float, help="passes over the cases; default: by their number")
     parser.add_argument("--holdout-share", type=float, help="share of the training rows kept for the gate")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     names = arguments.sets.split(",")
     if unknown := set(names) - set(SETS):
         parser.error(f"unknown sets: {', '.join(sorted(unknown))}")
-    options = ("--rank", str(arguments.rank)) if arguments.rank else ()
+    given = {"--rank": arguments.rank, "--epochs": arguments.epochs}
+    options = [word for name, value in given.items() if value for word in (name, str(value))]
     share = arguments.holdout_share
     settings = {"TRAINING__HOLDOUT_SHARE": str(share)} if share else {}
     records = asyncio.run(measure(names, arguments.data, settings, options))
-    chosen = {"sets": names, "rank": arguments.rank, "holdout_share": share}
+    chosen = {"sets": names, "rank": arguments.rank, "epochs": arguments.epochs, "holdout_share": share}
     publish(result("learning", chosen, {"sets": records}, bars(records)), [table(records)], arguments.out)
 
 
