@@ -7,12 +7,14 @@ import select
 import signal
 import socket
 import subprocess
+import sys
+import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
-from typing import Self
+from types import FrameType, TracebackType
+from typing import NoReturn, Self
 
 from bench.environment import ROOT
 
@@ -53,6 +55,8 @@ class Child:
         self.pid = self._process.pid
 
     def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+            signal.signal(signal.SIGTERM, _leave)  # by default a process ends at once, and leaves its children
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -102,6 +106,11 @@ class Child:
                 os.killpg(self.pid, signal.SIGKILL)
             self._process.wait()
         return time.monotonic() - started
+
+
+def _leave(number: int, _frame: FrameType | None) -> NoReturn:
+    """End by way of every context that is open."""
+    sys.exit(128 + number)
 
 
 def started_with(value: str) -> list[int]:

@@ -1,11 +1,13 @@
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
 
+from bench.environment import ROOT
 from bench.processes import Child, ChildFailed, started_with
 
 linux = pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs /proc")
@@ -36,6 +38,29 @@ def test_leaving_ends_the_process_and_its_children(tmp_path: Path) -> None:
     deadline = time.monotonic() + 5  # a killed process is gone once the kernel has come to it
     while started_with(mark) and time.monotonic() < deadline:
         time.sleep(0.01)
+    assert started_with(mark) == []
+
+
+@linux
+def test_a_bench_that_is_terminated_leaves_nothing(tmp_path: Path) -> None:
+    mark = f"mark-{time.monotonic_ns()}"
+    bench = f"""
+import asyncio, sys
+from pathlib import Path
+from bench.processes import Child
+async def main():
+    command, log = [sys.executable, '-c', {SLEEP!r}], Path({str(tmp_path / "log")!r})
+    with Child(command, log, {{'MARK': {mark!r}}}, announces=True) as child:
+        print(child.first_line(), flush=True)
+        await asyncio.sleep(60)
+asyncio.run(main())
+"""
+    process = subprocess.Popen([sys.executable, "-c", bench], stdout=subprocess.PIPE, cwd=ROOT)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"up\n"
+    process.terminate()
+    assert process.wait(10) == 128 + signal.SIGTERM
+    process.stdout.close()
     assert started_with(mark) == []
 
 
