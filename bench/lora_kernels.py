@@ -73,9 +73,7 @@ class Shrink:
 
     def default(self, tokens: int) -> Config:
         """See `Kernel.default`."""
-        few = tokens < 128
-        sizes = {"block_k": 256, "split_k": 64} if few else {"block_k": 32, "split_k": 8}
-        return _config(block_m=32, block_n=16, num_warps=4, num_stages=2, group_size_m=8, **sizes)
+        return _default("shrink", tokens, self.inputs, self.outputs, self.slices)
 
     def candidates(self) -> Iterator[Config]:
         """See `Kernel.candidates`."""
@@ -127,8 +125,7 @@ class Expand:
 
     def default(self, tokens: int) -> Config:
         """See `Kernel.default`."""
-        del tokens
-        return _config(block_m=64, block_n=64 if self.slices > 1 else 128, block_k=32, num_warps=4, num_stages=2)
+        return _default("expand", tokens, self.outputs, self.inputs, self.slices)
 
     def candidates(self) -> Iterator[Config]:
         """See `Kernel.candidates`."""
@@ -254,6 +251,14 @@ def _timed(calls: Callable[[], None], layers: int) -> float:
 
 def _random(torch: Any, shape: tuple[int, ...]) -> Any:
     return torch.randn(shape, device="cuda", dtype=torch.bfloat16) * 0.02
+
+
+def _default(kernel: str, tokens: int, size: int, rank: int, slices: int) -> Config:
+    """VLLM's own choice, which does not look at the number of slots."""
+    from vllm.lora.ops.triton_ops.utils import get_lora_op_configs
+
+    add = True if kernel == "expand" else None
+    return dict(get_lora_op_configs(kernel, 0, tokens, size, rank, slices, add_inputs=add))
 
 
 def _config(**sizes: int) -> Config:
