@@ -3,7 +3,8 @@
     python -m bench.residency [--loads beside,zipf,churn] [--model embedded] [--out bench/results/residency.json]
 
 Makes random adapters for the model (a folder, or only its shape with `--shape 7b`), starts both engines on it, and lets
-each load run in turn for both, `--rounds` times. `--smoke` is a minute of it on the embedded base.
+each load run in turn for both, `--rounds` times. `--smoke` is a minute of it on the embedded base, `--thousand` Zipf
+arrivals over 1,000 adapters in 32 slots.
 """
 
 from __future__ import annotations
@@ -37,8 +38,9 @@ from serving.engine.hardware import resolve_profile
 LOADS = ("beside", "zipf", "churn")
 TIERS = ("disk", "page-cache", "host")
 SATURATION_SHARE = 0.7
-CHURNING = 4
-"""adapters for each slot in churn"""
+CHURNING = 8
+"""versions for each slot in churn"""
+THOUSAND = {"loads": ("zipf",), "adapters": 1000, "slots": 32}
 SMOKE = {
     "rounds": 1, "slots": 3, "streams": 2, "tokens": 150, "probes": 4, "adapters": 12, "prompt": 32, "clients": 4,
     "seconds": 4.0, "requests": 60, "rank": 8, "max_rank": 8,
@@ -224,7 +226,7 @@ def bars_of(args: argparse.Namespace, figures: dict[str, Any]) -> list[Bar]:
 
 
 def parse() -> argparse.Namespace:
-    """The command line; `--smoke` replaces the sizes."""
+    """The command line; `--smoke` and `--thousand` replace the sizes."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--loads", type=lambda text: text.split(","), default=LOADS, help=",".join(LOADS))
     parser.add_argument("--alone", action="store_true", help="without stock vLLM")
@@ -250,11 +252,14 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--requests", type=int, default=10_000, help="of churn")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--smoke", action="store_true")
+    parser.add_argument("--thousand", action="store_true")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--plot", type=Path, help="a PNG of the gaps")
     args = parser.parse_args()
     if args.smoke:
         vars(args).update(SMOKE)
+    if args.thousand:
+        vars(args).update(THOUSAND)
     return args
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ from serving.errors import ServingError
 
 PROMPT = (11, 45, 260, 77, 301, 1200, 18, 930)
 TOKENS = 12
-SERVED_SHARE = 0.7
-"""of the adapters that the registry serves at any moment; the others are retired until they come back"""
+VERSIONS = 2
+"""of each name, of which one at most is served"""
+RETIRED_SHARE = 0.3
+"""of the names; they come back as their next version"""
 EXPONENT = 1.1
 EACH = 25
 """requests between two changes of what is served"""
@@ -55,40 +58,92 @@ class Churned:
         }
 
 
+class Served:
+    """What a registry would serve: a name has one version or, retired, none."""
+
+    def __init__(self, adapters: Sequence[AdapterVersion], chance: random.Random) -> None:
+        self._versions = [
+            [replace(one, name=f"churned-{number:03}") for one in adapters[start : start + VERSIONS]]
+            for number, start in enumerate(range(0, len(adapters), VERSIONS))
+        ]
+        self._turns = [0] * len(self._versions)
+        self._chance = chance
+        self._weights = [1 / rank**EXPONENT for rank in range(1, len(self._versions) + 1)]
+        self.names = set(range(len(self._versions)))
+        for number in chance.sample(sorted(self.names), round(RETIRED_SHARE * len(self.names))):
+            self.names.discard(number)
+
+    def version(self, number: int) -> AdapterVersion:
+        """The newest of a name."""
+        versions = self._versions[number]
+        return versions[self._turns[number] % len(versions)]
+
+    def now(self) -> list[AdapterVersion]:
+        """All that are served."""
+        return [self.version(number) for number in sorted(self.names)]
+
+    def pick(self) -> AdapterVersion:
+        """One to ask, the first names far more often than the last."""
+        names = sorted(self.names)
+        return self.version(self._chance.choices(names, [self._weights[number] for number in names])[0])
+
+    def change(self) -> AdapterVersion | None:
+        """Retire a name, or register its next version, which replaces the one that serves; the new one."""
+        number = self._chance.randrange(len(self._versions))
+        if number in self.names and len(self.names) > 1 and self._chance.random() < RETIRED_SHARE:
+            self.names.discard(number)
+            return None
+        self.names.add(number)
+        self._turns[number] += 1
+        return self.version(number)
+
+
 async def churn(
     contestant: Ours, adapters: Sequence[AdapterVersion], requests: int, *, clients: int = 16, seed: int = 0
 ) -> Churned:
-    """Ask `requests` times for adapters, spread by Zipf and held to their fingerprints, while what is served changes.
+    """Ask `requests` times, by Zipf, for what is served, while adapters are registered, replaced and retired.
 
-    Memory is compared with that after the first fifth, when everything has been in use once. Raises NoAnswer for an
-    adapter that has no fingerprint to begin with, or shares one, and RuntimeError where memory cannot be read.
+    What each version answered is held to its fingerprint, taken at the end with nothing else running. Memory is
+    compared with that after the first fifth, when most have been in use once. Raises NoAnswer for an adapter without a
+    fingerprint, or that shares one, and RuntimeError where memory cannot be read.
     """
-    expected = {adapter.engine_name: await _answer(contestant, adapter) for adapter in adapters}
-    if len(set(expected.values())) < len(expected):
-        raise NoAnswer("two adapters answer alike: one could be taken for the other")
     chance = random.Random(seed)
-    todo = iter(chance.choices(adapters, [1 / rank**EXPONENT for rank in range(1, len(adapters) + 1)], k=requests))
-    done = wrong = errors = changes = before = 0
+    served = Served(adapters, chance)
+    contestant.residency.sync(served.now())
+    answers: dict[AdapterVersion, Counter[str]] = defaultdict(Counter)
+    errors = changes = before = 0
     restarts = contestant.engine.status.restarts
+    todo = iter(range(1, requests + 1))
 
     async def client() -> None:
-        nonlocal done, wrong, errors, changes, before
-        for adapter in todo:
+        nonlocal errors, changes, before
+        for number in todo:
+            adapter = served.pick()
             try:
-                wrong += await _answer(contestant, adapter) != expected[adapter.engine_name]
+                answers[adapter][await _answer(contestant, adapter)] += 1
             except (ServingError, NoAnswer):
                 errors += 1
-            done += 1
-            if done % EACH == 0:
+            if number % EACH == 0:
                 changes += 1
-                contestant.residency.sync(chance.sample(adapters, round(SERVED_SHARE * len(adapters))))
-            if done == requests // 5:
+                if (new := served.change()) is not None:
+                    await contestant.engine.prepare(new)
+                contestant.residency.sync(served.now())
+            if number == requests // 5:
                 before = memory_of(contestant.pid())
 
     await asyncio.gather(*(client() for _ in range(clients)))
     after = memory_of(contestant.pid())
     restarts = contestant.engine.status.restarts - restarts
+    wrong = await _wrong(contestant, answers)
     return Churned(requests, wrong, errors, changes, restarts, before, after)
+
+
+async def _wrong(contestant: Ours, answers: dict[AdapterVersion, Counter[str]]) -> int:
+    """How many answers are not their adapter's own."""
+    own = {adapter: await _answer(contestant, adapter) for adapter in answers}
+    if len(set(own.values())) < len(own):
+        raise NoAnswer("two adapters answer alike: one could be taken for the other")
+    return sum(count for adapter, told in answers.items() for text, count in told.items() if text != own[adapter])
 
 
 async def _answer(contestant: Ours, adapter: AdapterVersion) -> str:
