@@ -38,6 +38,8 @@ from serving.engine.hardware import resolve_profile
 LOADS = ("beside", "zipf", "churn")
 TIERS = ("disk", "page-cache", "host")
 SATURATION_SHARE = 0.7
+PROBED = ("streaming", "control", "cold")
+"""what is probed beside streams"""
 CHURNING = 8
 """versions for each slot in churn"""
 THOUSAND = {"loads": ("zipf",), "adapters": 1000, "slots": 32}
@@ -108,25 +110,35 @@ async def prepare(contestants: Sequence[Contestant], adapters: Sequence[AdapterV
 async def beside(
     args: argparse.Namespace, contestants: Sequence[Contestant], pool: Sequence[AdapterVersion], vocabulary: int
 ) -> dict[str, Any]:
-    """Streams on half of the slots, probes on warm adapters (control) and on cold ones, in turn."""
-    warm, cold = pool[: args.slots], iter(pool[args.slots :])
-    load = Interference(warm[: max(1, args.slots // 2)], args.streams, args.tokens, args.every, args.prompt, vocabulary)
-    figures: dict[str, Any] = {contestant.name: {"control": [], "cold": []} for contestant in contestants}
+    """Streams on half of the slots; beside them, in turn, probes on adapters that stream, on resident ones, on cold.
+
+    The resident ones are the control: a step then has as many adapters to compute as with cold ones.
+    """
+    cold = iter(pool[args.slots :])
+    busy = max(1, args.slots // 2)
+    streaming, resident = pool[:busy], pool[busy : args.slots]
+    load = Interference(streaming, args.streams, args.tokens, args.every, args.prompt, vocabulary)
+    figures: dict[str, Any] = {contestant.name: {probed: [] for probed in PROBED} for contestant in contestants}
     for number in range(args.rounds):
         chosen = list(itertools.islice(cold, args.probes))
         for contestant in contestants:
             await arrange(args.tier, contestant, chosen)
-            control = await load.run(contestant, warm_probes(load.warm, args.probes), args.seed + number)
-            figures[contestant.name]["control"].append(control.figures())
-            disturbed = await load.run(contestant, iter(chosen), args.seed + number)
-            figures[contestant.name]["cold"].append(disturbed.figures())
-            for name in ("control", "cold"):
-                say(f"{contestant.name}, {name}: {figures[contestant.name][name][-1]}")
+            probes = {
+                "streaming": warm_probes(streaming, args.probes),
+                "control": warm_probes(resident or streaming, args.probes),
+                "cold": iter(chosen),
+            }
+            for probed in PROBED:
+                if probed == "control":
+                    await load.touch(contestant, resident)
+                got = (await load.run(contestant, probes[probed], args.seed + number)).figures()
+                figures[contestant.name][probed].append(got)
+                say(f"{contestant.name}, {probed}: {got}")
     return figures
 
 
 def warm_probes(warm: Sequence[AdapterVersion], count: int) -> Iterator[AdapterVersion]:
-    """As many probes as there are cold ones, on adapters that stream already."""
+    """As many probes as there are cold ones."""
     return itertools.islice(itertools.cycle(warm), count)
 
 

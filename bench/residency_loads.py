@@ -113,6 +113,11 @@ class Interference:
     prompt: int
     vocabulary: int
 
+    async def touch(self, contestant: Contestant, adapters: Sequence[AdapterVersion]) -> None:
+        """Let `adapters` be resident."""
+        for adapter in adapters:
+            await ask(contestant, adapter, body(next(prompts(0, self.prompt, self.vocabulary)), 1), Trace(0.0))
+
     async def run(self, contestant: Contestant, probes: Iterator[AdapterVersion | None], seed: int) -> Beside:
         """One round; each probe asks the next of `probes`, which ends the round if it ends before the streams do."""
         source = prompts(seed, self.prompt, self.vocabulary)

@@ -21,7 +21,7 @@ def draw(figures: dict[str, Any], to: Path) -> None:
     from matplotlib import pyplot
 
     columns = [
-        (f"{contestant}\n{load}", rounds)
+        (contestant, f"{contestant}\n{load}", rounds)
         for contestant, loads in figures.get("beside", {}).items()
         for load, rounds in loads.items()
     ]
@@ -29,11 +29,12 @@ def draw(figures: dict[str, Any], to: Path) -> None:
         return
     figure, axes = pyplot.subplots(1, len(FIGURES), figsize=(4 * len(FIGURES), 3.6))
     for axis, (name, title) in zip(axes, FIGURES.items(), strict=True):
-        for place, (_, rounds) in enumerate(columns):
+        for place, (contestant, _, rounds) in enumerate(columns):
             values = sorted(one[name] for one in rounds)
-            axis.bar(place, values[len(values) // 2], color="tab:blue" if place < 2 else "tab:gray", alpha=0.7)
+            colour = "tab:blue" if contestant == "ours" else "tab:gray"
+            axis.bar(place, values[len(values) // 2], color=colour, alpha=0.7)
             axis.plot([place] * len(values), values, "k.", markersize=4)
-        axis.set_xticks(range(len(columns)), [label for label, _ in columns], fontsize=8)
+        axis.set_xticks(range(len(columns)), [label for _, label, _ in columns], fontsize=7)
         axis.set_title(title, fontsize=9)
     figure.tight_layout()
     to.parent.mkdir(parents=True, exist_ok=True)

@@ -29,6 +29,8 @@ class StagingExtension:
     _loradock_stagings: dict[int, Staging]
     _loradock_abandoned: list[Staging]
     """removed before their slots were filled: these are free once nothing writes them any more"""
+    _loradock_freed: dict[int, Any]
+    """by slot, the device's event behind the last step that could read it; slots that no adapter has left have none"""
 
     def loradock_open(self, plan: str) -> str:
         """Begin to stage by `plan`, in JSON. Returns why it cannot be done here, or nothing."""
@@ -41,6 +43,7 @@ class StagingExtension:
             return " ".join(str(error).split()) or type(error).__name__
         self._loradock_stagings = {}
         self._loradock_abandoned = []
+        self._loradock_freed = {}
         sys.setswitchinterval(SWITCH_INTERVAL_S)
         return ""
 
@@ -57,7 +60,7 @@ class StagingExtension:
         slot = self._loradock_bank.reserve()
         if slot is None:
             return "no slot is free"
-        staging = Staging(Adapter(name, path, digest), slot, self._loradock_mark(), ticket)
+        staging = Staging(Adapter(name, path, digest), slot, self._loradock_freed.get(slot), ticket)
         self._loradock_stagings[engine_id] = staging
         self._loradock_stager.begin(staging)
         return ""
@@ -81,7 +84,10 @@ class StagingExtension:
         if (staging := self._loradock_stagings.pop(engine_id, None)) is not None:
             self._loradock_abandoned.append(staging)
         self._loradock_sweep()
-        self._loradock_bank.remove(engine_id)
+        slot = self._loradock_bank.remove(engine_id)
+        if slot is not None:
+            # Marked now and not when the slot is taken: by then steps are under way that have nothing to do with it.
+            self._loradock_freed[slot] = self._loradock_mark()
 
     def loradock_prefetch(self, name: str, path: str, digest: str, keep: bool) -> None:
         """Prepare an adapter for later; with `keep`, also bring it into host memory."""

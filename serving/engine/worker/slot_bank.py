@@ -173,10 +173,13 @@ class SlotBank:
             self._manager.lora_index_to_id[slot] = None
             self._let_the_mapping_stand()
 
-    def remove(self, engine_id: int) -> None:
-        """Free the slot of an adapter that no request uses; does nothing if it has none. Engine's thread."""
+    def remove(self, engine_id: int) -> int | None:
+        """Free the slot of an adapter that no request uses. Returns the slot, None if it has none. Engine's thread."""
+        slots = self._manager.lora_index_to_id
+        slot = slots.index(engine_id) if engine_id in slots else None
         self._manager.remove_adapter(engine_id)
         self._let_the_mapping_stand()
+        return slot
 
     def _let_the_mapping_stand(self) -> None:
         """Tell vLLM that the slots it last mapped the batch to are still those.

@@ -55,7 +55,7 @@ class Adapter:
 
 @dataclass(eq=False, slots=True)
 class Staging:
-    """One adapter on its way to `slot`. `freed` is the device's event after which nothing reads the slot any more.
+    """One adapter on its way to `slot`, which nothing reads after the device's event `freed`; None: nothing does now.
 
     `ticket` is for who asked.
     """
@@ -258,7 +258,8 @@ class Stager:
             yield
             return
         with torch.cuda.stream(self._stream):
-            self._stream.wait_event(freed)
+            if freed is not None:
+                self._stream.wait_event(freed)
             yield
 
     def _settle(self) -> None:

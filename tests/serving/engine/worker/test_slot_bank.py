@@ -109,6 +109,7 @@ def extension(manager: Any, staging: Staging) -> StagingExtension:
     found._loradock_bank = SlotBank(manager)
     found._loradock_stagings = {7: staging}
     found._loradock_abandoned = []
+    found._loradock_freed = {}
     return found
 
 
@@ -125,6 +126,21 @@ def test_a_slot_that_is_still_being_filled_is_free_once_that_has_ended() -> None
     ours.loradock_remove(8)
     assert manager.lora_index_to_id[0] is None
     assert not ours._loradock_abandoned
+
+
+def test_a_slot_is_marked_when_its_adapter_leaves_and_not_when_the_next_one_comes() -> None:
+    strange = worker({"a": layer()})
+    manager = strange.model_runner.lora_manager._adapter_manager
+    manager.remove_adapter = lambda _: manager.lora_index_to_id.__setitem__(0, None)
+    ours = extension(strange, Staging(Adapter("a", "/nowhere", "d"), 0, None))
+    marks = iter(["behind the last step that read it", "behind steps of others"])
+    ours._loradock_mark = lambda: next(marks)
+    begun: list[Staging] = []
+    ours._loradock_stager = SimpleNamespace(begin=begun.append)
+    manager.lora_index_to_id[0] = 8
+    ours.loradock_remove(8)
+    assert ours.loradock_begin(1, 9, "b", "/nowhere", "d") == ""
+    assert begun[0].freed == "behind the last step that read it"
 
 
 def test_what_was_taken_is_given_back_when_the_tiers_cannot_be_had(tmp_path: Path) -> None:
