@@ -128,15 +128,17 @@ def test_a_slot_that_is_still_being_filled_is_free_once_that_has_ended() -> None
     assert not ours._loradock_abandoned
 
 
-def test_a_slot_is_marked_when_its_adapter_leaves_and_not_when_the_next_one_comes() -> None:
+def test_a_slot_is_marked_when_its_adapter_leaves_and_not_when_the_next_one_comes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     strange = worker({"a": layer()})
     manager = strange.model_runner.lora_manager._adapter_manager
     manager.remove_adapter = lambda _: manager.lora_index_to_id.__setitem__(0, None)
     ours = extension(strange, Staging(Adapter("a", "/nowhere", "d"), 0, None))
     marks = iter(["behind the last step that read it", "behind steps of others"])
-    ours._loradock_mark = lambda: next(marks)
+    monkeypatch.setattr(ours, "_loradock_mark", lambda: next(marks))
     begun: list[Staging] = []
-    ours._loradock_stager = SimpleNamespace(begin=begun.append)
+    monkeypatch.setattr(ours, "_loradock_stager", SimpleNamespace(begin=begun.append), raising=False)
     manager.lora_index_to_id[0] = 8
     ours.loradock_remove(8)
     assert ours.loradock_begin(1, 9, "b", "/nowhere", "d") == ""
