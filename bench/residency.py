@@ -38,8 +38,8 @@ from serving.engine.hardware import resolve_profile
 LOADS = ("beside", "zipf", "churn")
 TIERS = ("disk", "page-cache", "host")
 SATURATION_SHARE = 0.7
-PROBED = ("streaming", "control", "cold")
-"""what is probed beside streams"""
+PROBED = ("control", "cold")
+"""what is probed beside streams; `streaming` can be, too"""
 CHURNING = 8
 """versions for each slot in churn"""
 THOUSAND = {"loads": ("zipf",), "adapters": 1000, "slots": 32}
@@ -118,7 +118,7 @@ async def beside(
     busy = max(1, args.slots // 2)
     streaming, resident = pool[:busy], pool[busy : args.slots]
     load = Interference(streaming, args.streams, args.tokens, args.every, args.prompt, vocabulary)
-    figures: dict[str, Any] = {contestant.name: {probed: [] for probed in PROBED} for contestant in contestants}
+    figures: dict[str, Any] = {contestant.name: {probed: [] for probed in args.probed} for contestant in contestants}
     for number in range(args.rounds):
         chosen = list(itertools.islice(cold, args.probes))
         for contestant in contestants:
@@ -128,7 +128,7 @@ async def beside(
                 "control": warm_probes(resident or streaming, args.probes),
                 "cold": iter(chosen),
             }
-            for probed in PROBED:
+            for probed in args.probed:
                 if probed == "control":
                     await load.touch(contestant, resident)
                 got = (await load.run(contestant, probes[probed], args.seed + number)).figures()
@@ -252,6 +252,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--adapters", type=int, default=256, help="for zipf")
     parser.add_argument("--host-adapters", type=int, default=32, help="that stock may keep in host memory")
     parser.add_argument("--tier", choices=TIERS, default="page-cache", help="where cold adapters are")
+    parser.add_argument("--probed", type=lambda text: text.split(","), default=PROBED, help="streaming,control,cold")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--streams", type=int, default=16)
     parser.add_argument("--tokens", type=int, default=3000, help="of each stream")
