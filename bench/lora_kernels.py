@@ -9,6 +9,7 @@ compared with that of the default. Weights of all layers take turns, as in a mod
 from __future__ import annotations
 
 import argparse
+import copy
 import itertools
 import json
 import random
@@ -16,7 +17,7 @@ import re
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -268,7 +269,8 @@ def _config(**sizes: int) -> Config:
 def write(folder: Path, gpu: str, tuned: Sequence[Tuned]) -> None:
     """Add `tuned` to the files of `gpu` in `folder`.
 
-    VLLM takes the nearest of every number but the slices, which must be there: more than three are taken as three.
+    VLLM takes the nearest of every number but the slices, which must be there: more than three are taken as three. It
+    looks for the number of slots first, so what was tuned for one number is given to the others: the rank matters more.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for name in {one.kernel for one in tuned}:
@@ -283,7 +285,19 @@ def write(folder: Path, gpu: str, tuned: Sequence[Tuned]) -> None:
                 at[last] = one.config
         for by_slices in content.values():
             by_slices |= {str(slices): by_slices["3"] for slices in range(4, MOST_SLICES + 1)}
+        for one in content.values():
+            for other in content.values():
+                _fill(one, other)
         file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def _fill(one: dict[str, Any], other: Mapping[str, Any]) -> None:
+    """Give `one` the places of `other` that it lacks."""
+    for key, value in other.items():
+        if key not in one:
+            one[key] = copy.deepcopy(value)
+        elif "block_m" not in value:
+            _fill(one[key], value)
 
 
 def table(tuned: Sequence[Tuned]) -> Table:

@@ -19,4 +19,5 @@ def test_files_are_added_to_and_have_every_number_of_slices(tmp_path: Path) -> N
     assert set(content) == {"10", "18"}
     assert content["10"]["1"]["64"] == {"3584": {"16": {"block_m": 32}}, "18944": {"16": {"block_m": 64}}}
     assert content["10"][str(MOST_SLICES)] == content["10"]["3"]
+    assert content["18"]["1"] == content["10"]["1"], "one rank is tuned for few slots, another for many"
     assert table([tuned("10", "3", "3584", 16)]).row_count == 1
