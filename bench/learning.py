@@ -1,11 +1,12 @@
 """What the whole loop is worth on real data: import, train, gate, promote, then the test split through the endpoint.
 
     python -m bench.learning --data FOLDER [--sets support,legal,security] [--rank 32] [--holdout-share 0.1]
-        [--out bench/results/learning.json]
+        [--base FOLDER] [--learning-rate 1e-3] [--batch-tokens 2048] [--out bench/results/learning.json]
 
 FOLDER holds the public sets that `SETS` names (gzip CSV with text, label and for some split); they are not part of this
 project. Only training rows are imported; the test split is read by `loradock adapters bench` alone. Beside the adapter
-stand its base, the majority class, and TF-IDF of words and word pairs with logistic regression (C=10).
+stand its base, the majority class, and TF-IDF of words and word pairs with logistic regression (C=10). The base is the
+embedded one, or `--base`, such as `bench.larger_base` makes.
 """
 
 from __future__ import annotations
@@ -31,8 +32,12 @@ from rich.table import Table
 from bench.environment import ROOT
 from bench.report import Bar, publish, result
 from bench.server import served
+from configs.embedded import BASE_NAME
+from serving.engine.hardware import nvidia_gpus
 
 TRAIN_TIMEOUT_S = 4 * 3600.0
+GPU_SHARE = 0.3
+"""of a GPU's memory for the engine on a base of one's own; training takes place beside it"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,15 +151,39 @@ async def learn(
 
 
 async def measure(
-    names: Sequence[str], data: Path, settings: Mapping[str, str], options: Sequence[str] = ()
+    names: Sequence[str],
+    data: Path,
+    settings: Mapping[str, str],
+    options: Sequence[str] = (),
+    training: Mapping[str, float] | None = None,
 ) -> list[dict[str, Any]]:
-    """Start a server whose own triggers stay still, and learn set after set."""
+    """Start a server whose own triggers stay still, and learn set after set; `training` goes to the agents' presets."""
     with tempfile.TemporaryDirectory(prefix="loradock-learning-") as temporary:
         folder = Path(temporary)
         chosen = {"COLD_POLICY": "wait", "DEMO": "false", "TRAINING__TRIGGER_MIN_CASES": "1000000000", **settings}
+        if training:
+            chosen |= write_presets(folder / "agents", names, training)
         async with served(folder, chosen) as client:
             env = _environment(client, folder, chosen)
             return [await learn(name, data, folder, env, options) for name in names]
+
+
+def on_base(folder: Path) -> dict[str, str]:
+    """Settings that serve the base in `folder` as the embedded one is served: in float32 where there is no GPU."""
+    gpu = {"dtype": "bfloat16", "gpu_memory_utilization": GPU_SHARE}
+    args = gpu if nvidia_gpus(os.environ) else {"dtype": "float32"}
+    engine = {"name": "base", "model": str(folder.resolve()), "args": args}
+    return {"ENGINES": json.dumps([engine])}
+
+
+def write_presets(folder: Path, names: Sequence[str], training: Mapping[str, float]) -> dict[str, str]:
+    """Presets for the agents of the sets `names` that train as `training` says, and the setting that names them."""
+    folder.mkdir()
+    for name in names:
+        preset = {"description": f"learns the set {name}", "training": dict(training)}
+        # YAML holds JSON
+        (folder / f"{SETS[name].agent}.yaml").write_text(json.dumps(preset), encoding="utf-8")
+    return {"AGENTS_DIR": str(folder)}
 
 
 def _environment(client: httpx.AsyncClient, folder: Path, settings: Mapping[str, str]) -> dict[str, str]:
@@ -211,18 +240,28 @@ def main() -> None:
     parser.add_argument("--sets", default=",".join(SETS), help=f"comma-separated, of {', '.join(SETS)}")
     parser.add_argument("--rank", type=int, help="LoRA rank; default: by the cases")
     parser.add_argument("--epochs", type=float, help="passes over the cases; default: by their number")
+    parser.add_argument("--method", choices=("qlora", "lora"), help="how to train; default: qlora")
+    parser.add_argument("--base", type=Path, help="folder of the base model; default: the embedded one")
+    parser.add_argument("--learning-rate", type=float, help="peak; default: by the base")
+    parser.add_argument("--batch-tokens", type=int, help="tokens of a step; default: by the cases and the machine")
     parser.add_argument("--holdout-share", type=float, help="share of the training rows kept for the gate")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     names = arguments.sets.split(",")
     if unknown := set(names) - set(SETS):
         parser.error(f"unknown sets: {', '.join(sorted(unknown))}")
-    given = {"--rank": arguments.rank, "--epochs": arguments.epochs}
+    given = {"--rank": arguments.rank, "--epochs": arguments.epochs, "--method": arguments.method}
     options = [word for name, value in given.items() if value for word in (name, str(value))]
     share = arguments.holdout_share
     settings = {"TRAINING__HOLDOUT_SHARE": str(share)} if share else {}
-    records = asyncio.run(measure(names, arguments.data, settings, options))
-    chosen = {"sets": names, "rank": arguments.rank, "epochs": arguments.epochs, "holdout_share": share}
+    if arguments.base:
+        settings |= on_base(arguments.base)
+    preset = {"learning_rate": arguments.learning_rate, "batch_tokens": arguments.batch_tokens}
+    training = {name: value for name, value in preset.items() if value}
+    records = asyncio.run(measure(names, arguments.data, settings, options, training))
+    base = arguments.base.name if arguments.base else BASE_NAME
+    chosen = {"sets": names, "base": base, "rank": arguments.rank, "epochs": arguments.epochs, "holdout_share": share}
+    chosen |= {"method": arguments.method, **preset}
     publish(result("learning", chosen, {"sets": records}, bars(records)), [table(records)], arguments.out)
 
 

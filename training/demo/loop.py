@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -62,6 +62,16 @@ def rate_at(step: int, steps: int, peak: float) -> float:
     return peak * (FLOOR + (1 - FLOOR) * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
+def adamw(trained: Sequence[torch.nn.Parameter], peak_rate: float, *, fused: bool | None = None) -> torch.optim.AdamW:
+    """The optimizer; `fused` is torch's. Only matrices decay."""
+    import torch
+
+    matrices = [parameter for parameter in trained if parameter.ndim > 1]
+    vectors = [parameter for parameter in trained if parameter.ndim <= 1]
+    groups = [{"params": matrices, "weight_decay": WEIGHT_DECAY}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=peak_rate, betas=(0.9, 0.95), fused=fused)
+
+
 def fit(
     model: torch.nn.Module,
     feed: Iterator[list[Encoded]],
@@ -77,14 +87,9 @@ def fit(
     bfloat16 is slower here: on CPU its kernels are built anew for each shape, and batches of many lengths have many.
     Raises TrainingDiverged at the first loss that is not finite.
     """
-    import torch
-
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     device = trained[0].device
-    matrices = [parameter for parameter in trained if parameter.ndim > 1]
-    vectors = [parameter for parameter in trained if parameter.ndim <= 1]
-    groups = [{"params": matrices, "weight_decay": WEIGHT_DECAY}, {"params": vectors, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=peak_rate, betas=(0.9, 0.95))
+    optimizer = adamw(trained, peak_rate)
     model.train()
     curve: list[LossPoint] = []
     tokens = 0

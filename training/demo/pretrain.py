@@ -68,7 +68,7 @@ def make_base(folder: Path, recipe: Recipe, console: Console) -> Run:
     tokenizer = train_tokenizer(islice(texts, TOKENIZER_DOCUMENTS), recipe.vocab_size, recipe.context)
     rows = [encode(tokenizer, text, recipe.context) for text in texts]
     console.print(f"{len(rows)} documents, {sum(len(row.ids) for row in rows)} tokens, {len(tokenizer)} pieces")
-    model = _moved(new_model(recipe, tokenizer), device)
+    model = moved(new_model(recipe, tokenizer), device)
     run = fit(
         model,
         batches(rows, recipe.tokens_per_batch, recipe.seed),
@@ -78,17 +78,19 @@ def make_base(folder: Path, recipe: Recipe, console: Console) -> Run:
         title=BASE_NAME,
         console=console,
     )
-    _save(model, tokenizer, folder)
+    save(model, tokenizer, folder)
     return run
 
 
-def _moved(model: Qwen2ForCausalLM, *to: Any) -> Qwen2ForCausalLM:
+def moved(model: Qwen2ForCausalLM, *to: Any) -> Qwen2ForCausalLM:
+    """The same model, on another device or in other numbers."""
     move: Any = model.to  # transformers wraps it and loses its types
-    moved: Qwen2ForCausalLM = move(*to)
-    return moved
+    there: Qwen2ForCausalLM = move(*to)
+    return there
 
 
-def _save(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+def save(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write what engine and trainer read: weights in bfloat16, tokenizer, template, configs. Moves the model to CPU."""
     import torch
     from transformers import GenerationConfig
 
@@ -99,7 +101,7 @@ def _save(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerBase, folder: P
         pad_token_id=tokenizer.pad_token_id,
     )
     folder.mkdir(parents=True, exist_ok=True)
-    _moved(model, "cpu", torch.bfloat16).save_pretrained(folder)
+    moved(model, "cpu", torch.bfloat16).save_pretrained(folder)
     (folder / "model.safetensors").chmod(0o644)
     tokenizer.save_pretrained(folder)
     _name_the_usual_tokenizer_class(folder / "tokenizer_config.json")
@@ -118,4 +120,4 @@ def load_base(folder: Path, device: str = "cpu") -> tuple[Qwen2ForCausalLM, PreT
     from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
 
     model = Qwen2ForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    return _moved(model, device), PreTrainedTokenizerFast.from_pretrained(folder)
+    return moved(model, device), PreTrainedTokenizerFast.from_pretrained(folder)
