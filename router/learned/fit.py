@@ -7,13 +7,15 @@ from dataclasses import replace
 
 from router.agents import AgentRecogniser
 from router.features import excerpt
-from router.learned.blend import Blend
+from router.learned.blend import Blend, NeighbourBlend
 from router.learned.linear import LinearOutcomes
 from router.learned.outcomes import OutcomeEstimator, RouteRow, TooFewRows
 from router.learned.recogniser import FamiliarityRecogniser
 
 AUTO = "auto"
-ESTIMATORS: dict[str, type[LinearOutcomes] | type[Blend]] = {LinearOutcomes.KIND: LinearOutcomes, Blend.KIND: Blend}
+ESTIMATORS: dict[str, type[LinearOutcomes] | type[Blend]] = {
+    each.KIND: each for each in (LinearOutcomes, Blend, NeighbourBlend)
+}
 LEAST_ROWS = 50
 """fewer tell nothing"""
 

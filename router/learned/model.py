@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from router.agents import AgentRecogniser
 from router.learned import store
-from router.learned.blend import Blend
+from router.learned.blend import Blend, NeighbourBlend
 from router.learned.daao import VariationalOutcomes
 from router.learned.linear import LinearOutcomes
 from router.learned.outcomes import OutcomeEstimator
@@ -30,6 +30,7 @@ OUTCOMES, RECOGNISER = "outcomes", "recogniser"
 _OUTCOMES: dict[str, Callable[[Part], Any]] = {
     LinearOutcomes.KIND: LinearOutcomes.from_part,
     Blend.KIND: Blend.from_part,
+    NeighbourBlend.KIND: NeighbourBlend.from_part,
     VariationalOutcomes.KIND: VariationalOutcomes.from_part,
 }
 _RECOGNISERS: dict[str, Callable[[Part], Any]] = {FamiliarityRecogniser.KIND: FamiliarityRecogniser.from_part}

@@ -1,8 +1,8 @@
 """How a router model lies on disk: a folder of one JSON file and one safetensors file, nothing that can run code.
 
 `router.json` holds the schema version, what each part is, and the sha256 of the arrays beside it, so that the sha256 of
-that one file names the whole model. Whatever does not fit (another schema, a changed byte, a part of an unknown kind,
-an array of another shape) is refused with `RouterModelInvalid`.
+that one file names the whole model. Whatever does not fit (an unknown schema, a changed byte, a part of an unknown
+kind, an array of another shape) is refused with `RouterModelInvalid`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-SCHEMA = "loradock-router/1"
+SCHEMA = "loradock-router/2"
+READABLE = ("loradock-router/1", SCHEMA)
+"""the first knew no neighbours, and is otherwise the same"""
 DOCUMENT, ARRAYS = "router.json", "router.safetensors"
 VERSION_DIGITS = 12
 MAX_BYTES = 256 << 20
@@ -133,8 +135,8 @@ def _document(raw: bytes, folder: Path) -> dict[str, Any]:
     except ValueError:  # also UnicodeDecodeError
         raise RouterModelInvalid(f"{folder / DOCUMENT} is no JSON") from None
     schema = document.get("schema") if isinstance(document, dict) else None
-    if schema != SCHEMA:
-        raise RouterModelInvalid(f"{folder / DOCUMENT} has the schema {schema!r}; this version reads {SCHEMA!r}")
+    if schema not in READABLE:
+        raise RouterModelInvalid(f"{folder / DOCUMENT} has the schema {schema!r}; this version reads {READABLE}")
     parts = document.get("parts")
     if not isinstance(document.get("arrays_sha256"), str) or not isinstance(parts, dict):
         raise RouterModelInvalid(f"{folder / DOCUMENT} lacks its parts or the digest of its arrays")

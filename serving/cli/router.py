@@ -47,7 +47,7 @@ def fit(
     folder: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where the model goes.")],
     group: Group = None,
     estimator: Annotated[
-        str, typer.Option("--estimator", metavar="NAME", help="auto, tfidf, blend, or daao (needs torch).")
+        str, typer.Option("--estimator", metavar="NAME", help="auto, tfidf, blend, neighbours, or daao (needs torch).")
     ] = "auto",
     seed: Seed = 0,
     as_json: AsJson = False,

@@ -27,7 +27,7 @@ def folder(model: RouterModel, tmp_path: Path) -> Path:
     return tmp_path / "model"
 
 
-@pytest.mark.parametrize("estimator", ["tfidf", "blend"])
+@pytest.mark.parametrize("estimator", ["tfidf", "blend", "neighbours"])
 def test_a_loaded_model_says_the_same(estimator: str, tmp_path: Path) -> None:
     rows = route_rows(120)
     made = RouterModel.of(fit_outcomes(rows, estimator=estimator), fit_recogniser(*agent_texts(120)))
@@ -63,6 +63,16 @@ def test_the_weak_tier_fails_at_hard_tasks(model: RouterModel) -> None:
     easy, hard = "the kitten and the garden", "prove the lemma and derive that"
     said: list[TierOutcomes] = [model.outcomes.outcomes(None, text) for text in (easy, hard)]  # type: ignore[arg-type]
     assert said[0].weak > said[1].weak + 0.3
+
+
+def test_a_model_of_before_there_were_neighbours_is_still_read(model: RouterModel, folder: Path) -> None:
+    _edit(lambda document: document.update(schema="loradock-router/1"))(folder)
+    loaded = RouterModel.load(folder)
+    assert model.outcomes is not None
+    assert loaded.outcomes is not None
+    said = [each.outcomes(None, "prove the lemma") for each in (model.outcomes, loaded.outcomes)]  # type: ignore[arg-type]
+    assert np.allclose(*said, atol=1e-5)
+    assert loaded.version != model.version, "its name is still that of the file"
 
 
 def _edit(change: Callable[[dict], None]) -> Callable[[Path], None]:  # type: ignore[type-arg]
@@ -129,7 +139,7 @@ def _loop(arrays: dict[str, np.ndarray]) -> None:  # type: ignore[type-arg]
         (lambda folder: (folder / ARRAYS).unlink(), "No such file"),
         (lambda folder: (folder / DOCUMENT).write_bytes(b"\xff{"), "is no JSON"),
         (lambda folder: (folder / DOCUMENT).write_text("[]"), "has the schema None"),
-        (_edit(lambda document: document.update(schema="loradock-router/2")), "this version reads"),
+        (_edit(lambda document: document.update(schema="loradock-router/3")), "this version reads"),
         (_edit(lambda document: document.pop("parts")), "lacks its parts"),
         (_edit(lambda document: document["parts"].update(outcomes=7)), "without kind or settings"),
         (_edit(lambda document: document["parts"]["outcomes"].update(kind="os.system")), "unknown kind"),
