@@ -35,9 +35,9 @@ FILE = "replay.jsonl"
 """kept in the job's folder: a resumed run needs the same rows"""
 ENOUGH_GENERAL = 0.05
 """general questions in the dataset, as a share of its rows, from which on nothing is added"""
-SHARE = 0.25
+SHARE = 0.75
 """rows added, as a share of the dataset's"""
-MOST = 2000
+MOST = 2500
 LIMIT_S = 300.0
 """a large base on a processor says little in that time, and what it has said is enough then"""
 BATCH = 128

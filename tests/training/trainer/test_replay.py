@@ -30,7 +30,7 @@ def with_a_question(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("rows", "general", "wanted"), [(150, 42, 0), (840, 42, 0), (1000, 42, 250), (10_000, 42, 2000), (10_000, 0, 0)]
+    ("rows", "general", "wanted"), [(150, 42, 0), (840, 42, 0), (1000, 42, 750), (10_000, 42, 2500), (10_000, 0, 0)]
 )
 def test_rows_are_added_where_general_questions_are_few(rows: int, general: int, wanted: int) -> None:
     assert rows_wanted(rows, general) == wanted
@@ -82,7 +82,7 @@ def test_what_is_said_is_learned_and_said_once(
         result = run(config)
         assert result is not None
         assert result["rows"] == 34
-    assert asked == [([general_set()[0]], 8, config.seed)]
+    assert asked == [([general_set()[0]], 23, config.seed)]
     assert "3 of them the base has said itself" in log.getvalue()
 
 
