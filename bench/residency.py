@@ -53,6 +53,8 @@ async def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Every load for every contestant; figures by load, contestant and round."""
     model = str(write_shape(args.shape, folder / "shape")) if args.shape else args.model
     profile = load_profile(resolve_profile(args.profile, os.environ))
+    if args.batch_invariant:
+        profile = profile.model_copy(update={"env": profile.env | {"VLLM_BATCH_INVARIANT": "1"}})
     setup = Setup(model, profile, args.slots, args.max_rank, engine_arguments(args), args.host_adapters)
     began = time.monotonic()
     beside_count = args.slots + args.rounds * args.probes if "beside" in args.loads else 0
@@ -230,6 +232,7 @@ def bars_of(args: argparse.Namespace, figures: dict[str, Any]) -> list[Bar]:
     if churned := figures.get("churn"):
         bars += [
             Bar("churn: answers that are not the adapter's fingerprint", churned["wrong"], 0, "answers", "at most"),
+            Bar("churn: of these, more like another adapter's", churned["of_another"], 0, "answers", "at most"),
             Bar("churn: errors", churned["errors"], 0, "errors", "at most"),
             Bar("churn: engine restarts", churned["engine_restarts"], 0, "restarts", "at most"),
             Bar("churn: growth of memory", churned["memory_growth_percent"], 2, "%", "at most"),
@@ -262,6 +265,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--answer", type=int, default=64, help="tokens of an answer in zipf")
     parser.add_argument("--clients", type=int, default=64, help="at once, to find the saturation")
     parser.add_argument("--seconds", type=float, default=30.0, help="of a zipf round")
+    parser.add_argument(
+        "--batch-invariant", action="store_true", help="vLLM's slower kernels; churn on a GPU needs them"
+    )
     parser.add_argument("--requests", type=int, default=10_000, help="of churn")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--smoke", action="store_true")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import random
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,10 +34,14 @@ class NoAnswer(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Churned:
-    """What came of it. Memory in bytes, of the engine's whole process tree."""
+    """What came of it. Memory in bytes, of the engine's whole process tree.
+
+    Of the `wrong` answers, those `of_another` are more like another adapter's than like their own.
+    """
 
     requests: int
     wrong: int
+    of_another: int
     errors: int
     changes: int
     restarts: int
@@ -49,6 +54,7 @@ class Churned:
         return {
             "requests": self.requests,
             "wrong": self.wrong,
+            "of_another": self.of_another,
             "errors": self.errors,
             "changes": self.changes,
             "engine_restarts": self.restarts,
@@ -103,9 +109,10 @@ async def churn(
 ) -> Churned:
     """Ask `requests` times, by Zipf, for what is served, while adapters are registered, replaced and retired.
 
-    What each version answered is held to its fingerprint, taken at the end with nothing else running. Memory is
-    compared with that after the first fifth, when most have been in use once. Raises NoAnswer for an adapter without a
-    fingerprint, or that shares one, and RuntimeError where memory cannot be read.
+    What each version answered is held to its fingerprint, taken at the end with nothing else running. On a GPU an
+    answer hangs on the requests that it shares steps with, unless vLLM's kernels are told to be batch-invariant. Memory
+    is compared with that after the first fifth, when most have been in use once. Raises NoAnswer for an adapter without
+    a fingerprint, or that shares one, and RuntimeError where memory cannot be read.
     """
     chance = random.Random(seed)
     served = Served(adapters, chance)
@@ -134,16 +141,30 @@ async def churn(
     await asyncio.gather(*(client() for _ in range(clients)))
     after = memory_of(contestant.pid())
     restarts = contestant.engine.status.restarts - restarts
-    wrong = await _wrong(contestant, answers)
-    return Churned(requests, wrong, errors, changes, restarts, before, after)
-
-
-async def _wrong(contestant: Ours, answers: dict[AdapterVersion, Counter[str]]) -> int:
-    """How many answers are not their adapter's own."""
     own = {adapter: await _answer(contestant, adapter) for adapter in answers}
     if len(set(own.values())) < len(own):
         raise NoAnswer("two adapters answer alike: one could be taken for the other")
-    return sum(count for adapter, told in answers.items() for text, count in told.items() if text != own[adapter])
+    wrong, of_another = judged(answers, own)
+    return Churned(requests, wrong, of_another, errors, changes, restarts, before, after)
+
+
+def judged(answers: Mapping[AdapterVersion, Counter[str]], own: Mapping[AdapterVersion, str]) -> tuple[int, int]:
+    """How many answers are not their adapter's own, and how many of these begin more like that of another one."""
+    wrong = of_another = 0
+    for adapter, told in answers.items():
+        others = [text for each, text in own.items() if each != adapter]
+        for text, count in told.items():
+            if text == own[adapter]:
+                continue
+            wrong += count
+            alike = max((_alike(text, other) for other in others), default=0)
+            of_another += count * (alike > _alike(text, own[adapter]))
+    return wrong, of_another
+
+
+def _alike(one: str, other: str) -> int:
+    """Characters that both begin with."""
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 
 async def _answer(contestant: Ours, adapter: AdapterVersion) -> str:

@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import itertools
 import json
+from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from adapters_registry.model import AdapterVersion
 from bench import residency_loads
 from bench.random_adapters import make_adapters
 from bench.residency import bars_of, drop_from_page_cache
+from bench.residency_churn import judged
 from bench.residency_loads import Arrivals, Interference, Trace, at, opened_by
 from bench.residency_plot import draw
 from bench.shapes import SHAPES, write_shape
@@ -173,6 +175,13 @@ def test_bars_compare_with_the_control_and_with_stock(tmp_path: Path) -> None:
     assert bars_of(argparse.Namespace(tier="disk"), {}) == []
     draw({"beside": beside}, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 1000
+
+
+def test_an_answer_that_is_more_like_another_adapters_is_told_from_one_that_strays(tmp_path: Path) -> None:
+    one, two = make_adapters(embedded.BASE, tmp_path, 2, 8)
+    own = {one: "red blue", two: "green grey"}
+    answers = {one: Counter({"red blue": 5, "red bird": 2}), two: Counter({"green grey": 1, "red fox": 3})}
+    assert judged(answers, own) == (5, 3)
 
 
 def test_a_shape_has_a_config_and_a_token_for_each_number(tmp_path: Path) -> None:
