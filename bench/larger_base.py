@@ -148,7 +148,7 @@ def from_starts(rows: Iterable[Blocks], length: int) -> Blocks:
         if filled >= length:
             blocks.append(np.concatenate(block)[:length])
             block, filled = [], 0
-    return np.stack(blocks)
+    return np.stack(blocks) if blocks else np.empty((0, length), np.int32)
 
 
 def draws(blocks: torch.Tensor, count: int, seed: int) -> Iterator[torch.Tensor]:
@@ -235,7 +235,10 @@ def general(folder: Path, device: str) -> float:
 
 
 def make(text: Path, folder: Path, recipe: Recipe, plan: Plan) -> dict[str, Any]:
-    """Write a base to `folder`, and tell what it is and what it took."""
+    """Write a base to `folder`, and tell what it is and what it took.
+
+    Raises TrainingDiverged, and ValueError where there is too little to read.
+    """
     import torch
 
     begun = time.monotonic()
@@ -254,11 +257,17 @@ def make(text: Path, folder: Path, recipe: Recipe, plan: Plan) -> dict[str, Any]
     read, generated = running(encoded(cut, texts), plan.length), from_starts(encoded(cut, own), plan.length)
     _tell(f"{time.monotonic() - begun:.0f} s: {read.size / 1e6:.1f} M tokens, {generated.size / 1e6:.1f} M generated")
     kept = max(1, round(len(read) * UNREAD))
+    if len(read) <= kept or not len(generated):
+        raise ValueError(
+            f"too little to read: blocks of {plan.length} tokens want more text, or more generated documents"
+        )
     parameters = sum(each.numel() for each in model.parameters())
     blocks = [torch.from_numpy(each).to(device) for each in (read[kept:], generated, read[:kept])]
     _tell(f"{time.monotonic() - begun:.0f} s: training {parameters / 1e6:.1f} M parameters on {device}")
     took = train(model, blocks[0], blocks[1], plan, recipe.seed)
     unread = unread_loss(model, blocks[2], plan.micro)
+    if not math.isfinite(unread):
+        raise TrainingDiverged(f"loss is {unread} at the end")
     save(model, tokenizer, folder)
     return {
         "parameters": parameters,

@@ -276,19 +276,32 @@ def write(folder: Path, gpu: str, tuned: Sequence[Tuned]) -> None:
     for name in {one.kernel for one in tuned}:
         file = folder / f"{re.sub('[ -]', '_', gpu)}_{name}.json"
         content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-        for one in tuned:
-            if one.kernel == name:
-                *path, last = one.place
-                at = content
-                for key in path:
-                    at = at.setdefault(key, {})
-                at[last] = one.config
+        mine = {one.place: one.config for one in tuned if one.kernel == name}
+        for place in mine:
+            _place(content, place, mine)
         for by_slices in content.values():
             by_slices |= {str(slices): by_slices["3"] for slices in range(4, MOST_SLICES + 1)}
-        for one in content.values():
-            for other in content.values():
-                _fill(one, other)
+        for one, other in itertools.permutations(content.values(), 2):
+            _fill(one, other)
         file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def _place(content: dict[str, Any], place: tuple[str, ...], tuned: Mapping[tuple[str, ...], Config]) -> None:
+    """Put what was tuned for `place` there, and where other numbers of slots have what it replaces."""
+    slots, *path, last = place
+    own = _at(content, slots, *path)
+    before, own[last] = own.get(last), tuned[place]
+    for other in content:
+        there = _at(content, other, *path)
+        if last in there and there[last] == before and (other, *path, last) not in tuned:
+            there[last] = tuned[place]
+
+
+def _at(content: dict[str, Any], *path: str) -> dict[str, Any]:
+    """What lies there; made if need be."""
+    for key in path:
+        content = content.setdefault(key, {})
+    return content
 
 
 def _fill(one: dict[str, Any], other: Mapping[str, Any]) -> None:

@@ -39,7 +39,8 @@ LOADS = ("beside", "zipf", "churn")
 TIERS = ("disk", "page-cache", "host")
 SATURATION_SHARE = 0.7
 PROBED = ("control", "cold")
-"""what is probed beside streams; `streaming` can be, too"""
+"""what is probed beside streams unless told otherwise: the bars compare these"""
+ALL_PROBED = ("streaming", *PROBED)
 CHURNING = 8
 """versions for each slot in churn"""
 THOUSAND = {"loads": ("zipf",), "adapters": 1000, "slots": 32}
@@ -59,10 +60,14 @@ async def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     began = time.monotonic()
     beside_count = args.slots + args.rounds * args.probes if "beside" in args.loads else 0
     pool = make_adapters(setup.base, folder / "adapters", beside_count, args.rank)
-    many = make_adapters(setup.base, folder / "adapters", crowd_of(args), args.rank, first=len(pool))
+    zipf_count = args.adapters if "zipf" in args.loads else 0
+    many = make_adapters(setup.base, folder / "adapters", zipf_count, args.rank, first=len(pool))
+    # not prepared: it registers them itself
+    churned_count = CHURNING * args.slots if "churn" in args.loads else 0
+    churned = make_adapters(setup.base, folder / "churned", churned_count, args.rank, first=len(pool) + len(many))
     vocabulary = json.loads((setup.base / "config.json").read_text())["vocab_size"]
     figures: dict[str, Any] = {}
-    say(f"{len(pool) + len(many)} adapters made after {time.monotonic() - began:.0f} s")
+    say(f"{len(pool) + len(many) + len(churned)} adapters made after {time.monotonic() - began:.0f} s")
     async with AsyncExitStack() as stack:
         starting: list[AbstractAsyncContextManager[Contestant]] = [ours(setup, folder / "ours")]
         if not args.alone:
@@ -80,17 +85,9 @@ async def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         if "churn" in args.loads:
             mine = contestants[0]
             assert isinstance(mine, Ours)
-            figures["churn"] = (
-                await churn(mine, many[: CHURNING * args.slots], args.requests, seed=args.seed)
-            ).figures()
+            figures["churn"] = (await churn(mine, churned, args.requests, seed=args.seed)).figures()
             figures["longest_load_wait_s"] = round(mine.residency.longest_wait_s, 3)
     return figures
-
-
-def crowd_of(args: argparse.Namespace) -> int:
-    """How many adapters the loads need that ask for many."""
-    churning = CHURNING * args.slots if "churn" in args.loads else 0
-    return max(churning, args.adapters if "zipf" in args.loads else 0)
 
 
 def engine_arguments(args: argparse.Namespace) -> dict[str, Any]:
@@ -199,7 +196,8 @@ def median(rounds: Sequence[dict[str, float]], figure: str) -> float:
 def bars_of(args: argparse.Namespace, figures: dict[str, Any]) -> list[Bar]:
     """The bars of what was measured."""
     bars = []
-    if mine := figures.get("beside", {}).get("ours"):
+    mine = figures.get("beside", {}).get("ours", {})
+    if {"control", "cold"} <= mine.keys():
         control, cold = mine["control"], mine["cold"]
         ratio = statistics.median(two["gap_p99_ms"] / one["gap_p99_ms"] for one, two in zip(control, cold, strict=True))
         later = median(cold, "probe_first_p95_ms") - median(control, "probe_first_p95_ms")
@@ -233,6 +231,7 @@ def bars_of(args: argparse.Namespace, figures: dict[str, Any]) -> list[Bar]:
         bars += [
             Bar("churn: answers that are not the adapter's fingerprint", churned["wrong"], 0, "answers", "at most"),
             Bar("churn: of these, more like another adapter's", churned["of_another"], 0, "answers", "at most"),
+            Bar("churn: adapters that answer as another does", churned["alike"], 0, "adapters", "at most"),
             Bar("churn: errors", churned["errors"], 0, "errors", "at most"),
             Bar("churn: engine restarts", churned["engine_restarts"], 0, "restarts", "at most"),
             Bar("churn: growth of memory", churned["memory_growth_percent"], 2, "%", "at most"),
@@ -255,7 +254,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--adapters", type=int, default=256, help="for zipf")
     parser.add_argument("--host-adapters", type=int, default=32, help="that stock may keep in host memory")
     parser.add_argument("--tier", choices=TIERS, default="page-cache", help="where cold adapters are")
-    parser.add_argument("--probed", type=lambda text: text.split(","), default=PROBED, help="streaming,control,cold")
+    parser.add_argument("--probed", type=lambda text: text.split(","), default=PROBED, help=",".join(ALL_PROBED))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--streams", type=int, default=16)
     parser.add_argument("--tokens", type=int, default=3000, help="of each stream")
@@ -275,6 +274,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--plot", type=Path, help="a PNG of the gaps")
     args = parser.parse_args()
+    if unknown := set(args.probed) - set(ALL_PROBED):
+        parser.error(f"unknown in --probed: {', '.join(sorted(unknown))}; choose from {', '.join(ALL_PROBED)}")
     if args.smoke:
         vars(args).update(SMOKE)
     if args.thousand:

@@ -22,7 +22,9 @@ TOKENS = 12
 VERSIONS = 2
 """of each name, of which one at most is served"""
 RETIRED_SHARE = 0.3
-"""of the names; they come back as their next version"""
+"""of the names, to begin with; they come back as their next version"""
+RETIRING = 0.3
+"""share of the changes of a served name that retire it"""
 EXPONENT = 1.1
 EACH = 25
 """requests between two changes of what is served"""
@@ -36,12 +38,14 @@ class NoAnswer(Exception):
 class Churned:
     """What came of it. Memory in bytes, of the engine's whole process tree.
 
-    Of the `wrong` answers, those `of_another` are more like another adapter's than like their own.
+    Of the `wrong` answers, those `of_another` are more like another adapter's than like their own. Of adapters that
+    answer `alike` one could be taken for another.
     """
 
     requests: int
     wrong: int
     of_another: int
+    alike: int
     errors: int
     changes: int
     restarts: int
@@ -55,6 +59,7 @@ class Churned:
             "requests": self.requests,
             "wrong": self.wrong,
             "of_another": self.of_another,
+            "alike": self.alike,
             "errors": self.errors,
             "changes": self.changes,
             "engine_restarts": self.restarts,
@@ -75,33 +80,33 @@ class Served:
         self._turns = [0] * len(self._versions)
         self._chance = chance
         self._weights = [1 / rank**EXPONENT for rank in range(1, len(self._versions) + 1)]
-        self.names = set(range(len(self._versions)))
-        for number in chance.sample(sorted(self.names), round(RETIRED_SHARE * len(self.names))):
-            self.names.discard(number)
-
-    def version(self, number: int) -> AdapterVersion:
-        """The newest of a name."""
-        versions = self._versions[number]
-        return versions[self._turns[number] % len(versions)]
+        retired = set(chance.sample(range(len(self._versions)), round(RETIRED_SHARE * len(self._versions))))
+        self._by_name = {number: versions[0] for number, versions in enumerate(self._versions) if number not in retired}
 
     def now(self) -> list[AdapterVersion]:
         """All that are served."""
-        return [self.version(number) for number in sorted(self.names)]
+        return list(self._by_name.values())
 
     def pick(self) -> AdapterVersion:
         """One to ask, the first names far more often than the last."""
-        names = sorted(self.names)
-        return self.version(self._chance.choices(names, [self._weights[number] for number in names])[0])
+        names = sorted(self._by_name)
+        [name] = self._chance.choices(names, [self._weights[number] for number in names])
+        return self._by_name[name]
 
-    def change(self) -> AdapterVersion | None:
-        """Retire a name, or register its next version, which replaces the one that serves; the new one."""
+    def next_change(self) -> tuple[int, AdapterVersion | None]:
+        """A name, and its next version, which would replace the one that serves; None would retire the name."""
         number = self._chance.randrange(len(self._versions))
-        if number in self.names and len(self.names) > 1 and self._chance.random() < RETIRED_SHARE:
-            self.names.discard(number)
-            return None
-        self.names.add(number)
+        if number in self._by_name and len(self._by_name) > 1 and self._chance.random() < RETIRING:
+            return number, None
         self._turns[number] += 1
-        return self.version(number)
+        return number, self._versions[number][self._turns[number] % len(self._versions[number])]
+
+    def apply(self, number: int, version: AdapterVersion | None) -> None:
+        """Let the change be so."""
+        if version is not None:
+            self._by_name[number] = version
+        elif len(self._by_name) > 1:
+            self._by_name.pop(number, None)
 
 
 async def churn(
@@ -112,10 +117,9 @@ async def churn(
     What each version answered is held to its fingerprint, taken at the end with nothing else running. On a GPU an
     answer hangs on the requests that it shares steps with, unless vLLM's kernels are told to be batch-invariant. Memory
     is compared with that after the first fifth, when most have been in use once. Raises NoAnswer for an adapter without
-    a fingerprint, or that shares one, and RuntimeError where memory cannot be read.
+    a fingerprint, and RuntimeError where memory cannot be read.
     """
-    chance = random.Random(seed)
-    served = Served(adapters, chance)
+    served = Served(adapters, random.Random(seed))
     contestant.residency.sync(served.now())
     answers: dict[AdapterVersion, Counter[str]] = defaultdict(Counter)
     errors = changes = before = 0
@@ -132,9 +136,7 @@ async def churn(
                 errors += 1
             if number % EACH == 0:
                 changes += 1
-                if (new := served.change()) is not None:
-                    await contestant.engine.prepare(new)
-                contestant.residency.sync(served.now())
+                await _change(contestant, served)
             if number == requests // 5:
                 before = memory_of(contestant.pid())
 
@@ -142,10 +144,18 @@ async def churn(
     after = memory_of(contestant.pid())
     restarts = contestant.engine.status.restarts - restarts
     own = {adapter: await _answer(contestant, adapter) for adapter in answers}
-    if len(set(own.values())) < len(own):
-        raise NoAnswer("two adapters answer alike: one could be taken for the other")
+    alike = len(own) - len(set(own.values()))
     wrong, of_another = judged(answers, own)
-    return Churned(requests, wrong, of_another, errors, changes, restarts, before, after)
+    return Churned(requests, wrong, of_another, alike, errors, changes, restarts, before, after)
+
+
+async def _change(contestant: Ours, served: Served) -> None:
+    """As a registry does it: a new version is prepared before it is served."""
+    number, version = served.next_change()
+    if version is not None:
+        await contestant.engine.prepare(version)
+    served.apply(number, version)
+    contestant.residency.sync(served.now())
 
 
 def judged(answers: Mapping[AdapterVersion, Counter[str]], own: Mapping[AdapterVersion, str]) -> tuple[int, int]:

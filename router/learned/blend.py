@@ -83,8 +83,9 @@ class Blend:
         """
         encoder, encoded = Encoder.fit([row.prompt for row in rows], min_texts=MIN_TEXTS, seed=seed)
         targets = np.array([(row.strong - row.weak, (row.strong + row.weak) / 2) for row in rows])
-        known = _Rows(encoded, targets, np.array([row.weight for row in rows]), _marks(rows))
-        held_out = _held_out(known, seed, asks_neighbours=cls.ASKS_NEIGHBOURS)
+        prompts = _numbered([row.prompt for row in rows])
+        known = _Rows(encoded, targets, np.array([row.weight for row in rows]), prompts)
+        held_out = _held_out(known, _folds(rows, seed), seed, asks_neighbours=cls.ASKS_NEIGHBOURS)
         bias, slope = _calibrated(held_out[:, LEVEL], targets[:, LEVEL], known.weights)
         line = np.array([[0.0, bias], [1.0, slope]])
         ridge = _fit_ridge(known)
@@ -122,33 +123,31 @@ class NeighbourBlend(Blend):
 
 
 class _Rows(NamedTuple):
-    """The rows of a fit: gain and level, shape (rows, 2), weights, and marks of prompt and group (see `Neighbours`)."""
+    """The rows of a fit: gain and level, shape (rows, 2), weights, and the number of each row's prompt."""
 
     encoded: EncodedRows
     targets: Array
     weights: Array
-    marks: tuple[Array, ...]
+    prompts: Array
 
     def take(self, places: Array) -> _Rows:
-        marks = tuple(each[places] for each in self.marks)
-        return _Rows(self.encoded.take(places), self.targets[places], self.weights[places], marks)
+        return _Rows(self.encoded.take(places), self.targets[places], self.weights[places], self.prompts[places])
 
     def neighbours(self) -> Neighbours:
         return Neighbours.fit(self.encoded.topics, self.targets, self.weights)
 
 
-def _marks(rows: Sequence[RouteRow]) -> tuple[Array, ...]:
-    """The number of each row's prompt, and of its group, where there are enough groups."""
-    names = [[row.prompt for row in rows]]
+def _folds(rows: Sequence[RouteRow], seed: int) -> Array:
+    """The inner fold of each row: by group, where there are enough of them, else by prompt."""
     groups = {row.group for row in rows}
-    if None not in groups and len(groups) >= INNER_FOLDS:
-        names.append([str(row.group) for row in rows])
-    return tuple(np.unique(each, return_inverse=True)[1] for each in names)
-
-
-def _folds(unit: Array, seed: int) -> Array:
-    """The inner fold of each row, by the number of its unit."""
+    grouped = None not in groups and len(groups) >= INNER_FOLDS
+    unit = _numbered([str(row.group) if grouped else row.prompt for row in rows])
     return np.asarray((np.random.default_rng(seed).permutation(unit.max() + 1) % INNER_FOLDS)[unit])
+
+
+def _numbered(names: Sequence[str]) -> Array:
+    """Equal names get equal numbers."""
+    return np.asarray(np.unique(names, return_inverse=True)[1])
 
 
 def _fit_ridge(rows: _Rows) -> Any:
@@ -164,7 +163,7 @@ def _ridge_input(encoded: EncodedRows) -> Any:
 
 
 def _fit_forest(rows: _Rows, near: Neighbours | None, seed: int, *, trees: int = TREES) -> Any:
-    told = None if near is None else near.features_of_own(rows.encoded.topics, rows.marks)
+    told = None if near is None else near.features_of_own(rows.encoded.topics, rows.prompts)
     features = _forest_input(rows.encoded, told)
     return fit_trees(features, rows.targets * _FOREST_SCALE, rows.weights, seed=seed, trees=trees)
 
@@ -174,10 +173,9 @@ def _forest_input(encoded: EncodedRows, near: Array | None) -> Array:
     return np.asarray(np.concatenate(told, axis=1), dtype=np.float32)
 
 
-def _held_out(rows: _Rows, seed: int, *, asks_neighbours: bool) -> Array:
+def _held_out(rows: _Rows, fold: Array, seed: int, *, asks_neighbours: bool) -> Array:
     """The mean of both parts for each row, fitted without its fold; shape (rows, 2)."""
     said = np.zeros_like(rows.targets)
-    fold = _folds(rows.marks[-1], seed)
     for number in range(INNER_FOLDS):
         held = np.flatnonzero(fold == number)
         known, unknown = rows.take(np.flatnonzero(fold != number)), rows.encoded.take(held)

@@ -1,12 +1,10 @@
 """The cases nearest to a task, and what came of them, as numbers for a forest.
 
-The cases are the rows of the fit; a version that serves an API key was fitted on cases that this key may see, so that
-looking them up crosses no border between keys. Kept are a case's place among the topics and its outcome, no text.
+The cases are the rows of the fit, so that looking them up crosses no border between API keys that the fit has not
+crossed. Kept are a case's place among the topics and its outcome, no text.
 """
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -14,8 +12,10 @@ from router.learned.store import Array, Part, RouterModelInvalid
 
 FEW, MANY = NEAREST = (30, 300)
 """cases that are looked at: those that share a question's matter, and about as many as a subject has"""
-MOST_CASES = 20_000
-"""of a version; a task is compared with each of them, in about 10 ns"""
+MOST_CASES = 12_000
+"""of a version; a task is compared with each of them, in about 17 ns"""
+LARGEST_PLACE, LARGEST_WEIGHT = 1.01, 1e6
+"""of what is loaded: unit vectors as half-precision numbers, and weights whose mean is 1"""
 MEAN_WEIGHT = 1.0
 """of the mean of all cases, beside cases that count the square of their similarity: alike ones 1, strange ones 0"""
 NAMES = (
@@ -49,25 +49,26 @@ class Neighbours:
         """What the cases say of one task, whose topics have the shape (topics,); shape (len(NAMES),)."""
         return np.asarray(self._said((topics.astype(np.float32) @ self._across)[None])[0])
 
-    def features_of_rows(self, topics: Array, kin: Sequence[Kin] = ()) -> Array:
+    def features_of_rows(self, topics: Array, kin: Kin | None = None) -> Array:
         """The same of many tasks, each as if its kin were unknown; shape (rows, len(NAMES))."""
         topics = topics.astype(np.float32)
         said = []
         for start in range(0, len(topics), _ROWS_AT_ONCE):
             part = slice(start, start + _ROWS_AT_ONCE)
             similarity = topics[part] @ self._across
-            for of_rows, of_cases in kin:
+            if kin is not None:
+                of_rows, of_cases = kin
                 similarity[of_rows[part, None] == of_cases[None, :]] = 0.0
             said.append(self._said(similarity))
         return np.concatenate(said)
 
-    def features_of_own(self, topics: Array, marks: Sequence[Array]) -> Array:
-        """The same of the rows of the fit, by the others; shape (rows, len(NAMES)).
+    def features_of_own(self, topics: Array, prompts: Array) -> Array:
+        """The same of the rows of the fit, by those of other prompts; shape (rows, len(NAMES)).
 
-        Each array of `marks`, shape (rows,), makes kin of rows of equal entries: of one prompt (itself among them), of
-        one group. A row that saw its own outcome here would teach the forest to trust neighbours that no request has.
+        Equal entries of `prompts`, shape (rows,), mark rows of one prompt. A row that saw its own outcome here would
+        teach the forest to trust neighbours that no request has.
         """
-        return self.features_of_rows(topics, [(each, each[-len(self._targets) :]) for each in marks])
+        return self.features_of_rows(topics, (prompts, prompts[-len(self._targets) :]))
 
     @classmethod
     def fit(cls, topics: Array, targets: Array, weights: Array) -> Neighbours:
@@ -88,7 +89,11 @@ class Neighbours:
         """From a part that holds them. Raises RouterModelInvalid."""
         places = part.array("case_places", -1, topics)
         targets, weights = part.array("case_targets", len(places), 2), part.array("case_weights", len(places))
-        if not len(places) or weights.min() < 0 or not weights.any():
+        if not 0 < len(places) <= MOST_CASES:
+            raise RouterModelInvalid(f"part '{part.kind}' has {len(places)} cases; 1 to {MOST_CASES} can be asked")
+        if np.abs(places).max() > LARGEST_PLACE or np.abs(targets).max() > 1 or weights.max() > LARGEST_WEIGHT:
+            raise RouterModelInvalid(f"the cases of part '{part.kind}' are no unit vectors, outcomes and weights")
+        if weights.min() < 0 or not weights.any():
             raise RouterModelInvalid(f"the cases of part '{part.kind}' count nothing")
         return cls(places.astype(np.float32), targets, weights)
 

@@ -21,3 +21,15 @@ def test_files_are_added_to_and_have_every_number_of_slices(tmp_path: Path) -> N
     assert content["10"][str(MOST_SLICES)] == content["10"]["3"]
     assert content["18"]["1"] == content["10"]["1"], "one rank is tuned for few slots, another for many"
     assert table([tuned("10", "3", "3584", 16)]).row_count == 1
+
+
+def test_what_was_given_to_other_slots_follows_what_is_tuned_again(tmp_path: Path) -> None:
+    file = tmp_path / "CARD_SHRINK.json"
+    write(tmp_path, "CARD", [tuned("10", "3", "3584", 16), tuned("18", "3", "18944", 64)])
+    write(tmp_path, "CARD", [tuned("18", "3", "18944", 128)])
+    content = json.loads(file.read_text())
+    assert content["10"]["3"]["64"]["18944"] == content["18"]["3"]["64"]["18944"] == {"16": {"block_m": 128}}
+    write(tmp_path, "CARD", [tuned("10", "3", "18944", 32), tuned("18", "3", "18944", 256)])
+    content = json.loads(file.read_text())
+    assert content["10"]["3"]["64"]["18944"] == {"16": {"block_m": 32}}
+    assert content["18"]["3"]["64"]["18944"] == {"16": {"block_m": 256}}

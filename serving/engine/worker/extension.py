@@ -30,7 +30,8 @@ class StagingExtension:
     _loradock_abandoned: list[Staging]
     """removed before their slots were filled: these are free once nothing writes them any more"""
     _loradock_freed: dict[int, Any]
-    """by slot, the device's event behind the last step that could read it; slots that no adapter has left have none"""
+    """by slot, the device's event behind the last step that could read it; slots that no adapter has left have none.
+    Whatever empties a slot that requests have used must mark it: the next adapter is written to it behind that mark."""
 
     def loradock_open(self, plan: str) -> str:
         """Begin to stage by `plan`, in JSON. Returns why it cannot be done here, or nothing."""

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_limits
 
 from router.features import extract
-from router.learned import RouterModel, RouterModelInvalid, RouteRow, fit_outcomes
+from router.learned import OutcomeEstimator, RouterModel, RouterModelInvalid, RouteRow, fit_outcomes
 from router.learned.blend import NeighbourBlend
-from router.learned.neighbours import NAMES, NEAREST, Neighbours
+from router.learned.neighbours import MOST_CASES, NAMES, NEAREST, Neighbours
 from router.task import Task
-from tests.router.learned.tasks import route_rows
+from tests.router.learned.tasks import FILLER, route_rows
 
 GAIN, LEVEL, NEAREST_CASE = NAMES.index("gain_of_30"), NAMES.index("level_of_30"), NAMES.index("nearest")
 SPREAD = NAMES.index("disagreement")
@@ -26,6 +28,11 @@ def clusters(number: int, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:  #
     places = np.eye(8)[side] + rng.normal(0, 0.05, (number, 8))
     places /= np.linalg.norm(places, axis=1, keepdims=True)
     return places, np.stack([1.0 - side, np.full(number, 0.5)], axis=1)
+
+
+def gains(estimator: OutcomeEstimator, rows: Sequence[RouteRow]) -> np.ndarray:  # type: ignore[type-arg]
+    tasks = [Task.from_messages(row.prompt) for row in rows]
+    return np.array([estimator.outcomes(extract(task), task.text).gain for task in tasks])
 
 
 def near(number: int = 400) -> Neighbours:
@@ -79,20 +86,17 @@ def test_a_row_is_not_its_own_neighbour() -> None:
     gains = np.arange(60) % 2
     targets = np.stack([gains, np.full(60, 0.5)], axis=1)
     alone = Neighbours.fit(np.eye(60), targets, np.ones(60))
-    own = alone.features_of_own(np.eye(60), [np.arange(60)])
+    own = alone.features_of_own(np.eye(60), np.arange(60))
     assert own[:, GAIN].std() == pytest.approx(0.0, abs=1e-6)
     assert own[:, NEAREST_CASE].max() == 0.0
     assert np.corrcoef(alone.features_of_rows(np.eye(60))[:, GAIN], gains)[0, 1] > 0.99
 
 
-@pytest.mark.parametrize("by", ["prompt", "group"])
-def test_neither_is_a_row_of_its_prompt_or_group(by: str) -> None:
+def test_neither_is_a_row_of_its_prompt() -> None:
     places = clusters(400)[0]
-    side = np.arange(400) % 2
-    marks = [np.arange(400), side] if by == "group" else [side]
-    own = near().features_of_own(places, marks)
-    assert own[:, NEAREST_CASE].max() < 0.5, "all that is like it is its kin"
-    assert near().features_of_own(places, [np.arange(400)])[:, NEAREST_CASE].min() > 0.9
+    own = near().features_of_own(places, np.arange(400) % 2)
+    assert own[:, NEAREST_CASE].max() < 0.5, "all that is like it has its prompt"
+    assert near().features_of_own(places, np.arange(400))[:, NEAREST_CASE].min() > 0.9
 
 
 def test_the_last_cases_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,7 +105,7 @@ def test_the_last_cases_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     kept = Neighbours.fit(places, targets, np.ones(400))
     assert kept.part().arrays["case_places"].shape == (50, 8)
     assert np.array_equal(kept.part().arrays["case_targets"], targets[-50:])
-    own = kept.features_of_own(places, [np.arange(400) % 200])
+    own = kept.features_of_own(places, np.arange(400) % 200)
     assert own.shape == (400, len(NAMES))
 
 
@@ -128,6 +132,9 @@ def test_a_version_holds_places_and_outcomes_and_no_text(fitted: NeighbourBlend)
         ("case_places", np.zeros((200, 3), np.float16), "another shape"),
         ("case_targets", np.zeros((199, 2), np.float32), "another shape"),
         ("case_targets", np.full((200, 2), np.nan, np.float32), "is no number"),
+        ("case_places", np.full((200, 20), 6e4, np.float16), "no unit vectors"),
+        ("case_targets", np.full((200, 2), 3e38, np.float32), "no unit vectors"),
+        ("case_weights", np.full(200, 3e38, np.float32), "no unit vectors"),
         ("case_weights", np.zeros(200, np.float32), "count nothing"),
         ("case_weights", np.full(200, -1, np.float32), "count nothing"),
     ],
@@ -145,25 +152,39 @@ def test_cases_that_are_none_are_refused(
 
 
 def test_a_prompt_repeated_with_another_outcome_is_no_evidence_of_itself() -> None:
-    """A fit whose rows saw their own outcome would be sure of noise."""
+    """A fit whose rows saw those of their prompt would be sure of noise: 0.11 to 0.14 instead of 0.04 to 0.05."""
     rng = np.random.default_rng(0)
-    noise = [RouteRow(row.prompt, *map(float, rng.random(2) < 0.7)) for row in route_rows(300)]
-    estimator = fit_outcomes(noise, estimator="neighbours")
-    tasks = [Task.from_messages(row.prompt) for row in route_rows(200, seed=1)]
-    said = np.array([estimator.outcomes(extract(task), task.text).gain for task in tasks])
-    assert said.std() < 0.1
+    noise = [RouteRow(row.prompt, *map(float, rng.random(2) < 0.7)) for row in route_rows(150) for _ in range(3)]
+    assert gains(fit_outcomes(noise, estimator="neighbours"), route_rows(200, seed=1)).std() < 0.08
+
+
+def test_cases_of_a_tasks_own_group_are_its_neighbours() -> None:
+    """What groups are worth, held out together for the calibration, is told to those that come back."""
+
+    def rows(seed: int) -> list[RouteRow]:
+        rng = np.random.default_rng(seed)
+        made = []
+        for number in range(400):
+            group = ("alpha", "bravo", "charlie", "delta", "echo", "foxtrot", "golf", "hotel")[number % 8]
+            words = rng.permutation([group, group, group, *rng.choice(FILLER, 6)])
+            made.append(RouteRow(f"{' '.join(words)} case {number} of {seed}", number % 2, 1.0, group))
+        return made
+
+    said = gains(fit_outcomes(rows(0), estimator="neighbours"), rows(1))
+    assert said[::2].mean() - said[1::2].mean() > 0.4
 
 
 def test_a_version_is_looked_up_in_a_fraction_of_a_millisecond() -> None:
     rng = np.random.default_rng(0)
-    places = rng.normal(size=(11_000, 50))
+    places = rng.normal(size=(MOST_CASES, 50))
     places /= np.linalg.norm(places, axis=1, keepdims=True)
-    cases = Neighbours.fit(places, rng.random((11_000, 2)), np.ones(11_000))
+    cases = Neighbours.fit(places, rng.random((MOST_CASES, 2)), np.ones(MOST_CASES))
     spent = []
-    for place in places[:50]:
-        began = time.thread_time_ns()
-        cases.features(place)
-        spent.append(time.thread_time_ns() - began)
+    with threadpool_limits(1):  # threads that wait for each other count as time spent here
+        for place in places[:50]:
+            began = time.thread_time_ns()
+            cases.features(place)
+            spent.append(time.thread_time_ns() - began)
     assert np.median(spent) / 1e6 < 1.0  # 0.2 to 0.3; machines of the tests are slow
 
 
