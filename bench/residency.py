@@ -28,7 +28,7 @@ from bench.contestants import Contestant, Ours, Setup, ours, stock
 from bench.random_adapters import make_adapters
 from bench.report import Bar, publish, result
 from bench.residency_churn import churn
-from bench.residency_loads import Arrivals, Interference
+from bench.residency_loads import Arrivals, Beside, Interference
 from bench.residency_plot import draw
 from bench.shapes import SHAPES, write_shape
 from configs.profiles import AUTO, load_profile
@@ -40,7 +40,9 @@ TIERS = ("disk", "page-cache", "host")
 SATURATION_SHARE = 0.7
 PROBED = ("control", "cold")
 """what is probed beside streams unless told otherwise: the bars compare these"""
-ALL_PROBED = ("streaming", *PROBED)
+PAIRED = "paired"
+"""control and cold in turn, in one round: for a host that others use as well"""
+ALL_PROBED = ("streaming", *PROBED, PAIRED)
 CHURNING = 8
 """versions for each slot in churn"""
 THOUSAND = {"loads": ("zipf",), "adapters": 1000, "slots": 32}
@@ -117,28 +119,44 @@ async def beside(
     busy = max(1, args.slots // 2)
     streaming, resident = pool[:busy], pool[busy : args.slots]
     load = Interference(streaming, args.streams, args.tokens, args.every, args.prompt, vocabulary)
-    figures: dict[str, Any] = {contestant.name: {probed: [] for probed in args.probed} for contestant in contestants}
+    figures: dict[str, Any] = {contestant.name: {} for contestant in contestants}
     for number in range(args.rounds):
         chosen = list(itertools.islice(cold, args.probes))
         for contestant in contestants:
             await arrange(args.tier, contestant, chosen)
-            probes = {
-                "streaming": warm_probes(streaming, args.probes),
-                "control": warm_probes(resident or streaming, args.probes),
-                "cold": iter(chosen),
-            }
-            for probed in args.probed:
-                if probed == "control":
-                    await load.touch(contestant, resident)
-                got = (await load.run(contestant, probes[probed], args.seed + number)).figures()
-                figures[contestant.name][probed].append(got)
-                say(f"{contestant.name}, {probed}: {got}")
+            for way in args.probed:
+                felt = await probe(way, load, contestant, resident or streaming, chosen, seed=args.seed + number)
+                for probed, what in felt.items():
+                    figures[contestant.name].setdefault(probed, []).append(what.figures())
+                    say(f"{contestant.name}, {probed}: {what.figures()}")
     return figures
 
 
-def warm_probes(warm: Sequence[AdapterVersion], count: int) -> Iterator[AdapterVersion]:
-    """As many probes as there are cold ones."""
-    return itertools.islice(itertools.cycle(warm), count)
+async def probe(
+    way: str,
+    load: Interference,
+    contestant: Contestant,
+    resident: Sequence[AdapterVersion],
+    cold: Sequence[AdapterVersion],
+    *,
+    seed: int,
+) -> dict[str, Beside]:
+    """One round of one of `ALL_PROBED`, as many probes as there are cold ones; what was felt, by what was probed."""
+    if way == "streaming":
+        return {way: await load.run(contestant, as_many(load.warm, cold), seed)}
+    if way == "cold":
+        return {way: await load.run(contestant, iter(cold), seed)}
+    await load.touch(contestant, resident)
+    if way == "control":
+        return {way: await load.run(contestant, as_many(resident, cold), seed)}
+    # one alone stays resident: the cold ones have the other slots
+    control, chilled = await load.paired(contestant, itertools.repeat(resident[-1]), iter(cold), seed)
+    return {"control": control, "cold": chilled}
+
+
+def as_many(warm: Sequence[AdapterVersion], cold: Sequence[AdapterVersion]) -> Iterator[AdapterVersion]:
+    """As many warm probes as there are cold ones."""
+    return itertools.islice(itertools.cycle(warm), len(cold))
 
 
 async def arrange(tier: str, contestant: Contestant, adapters: Sequence[AdapterVersion]) -> None:

@@ -120,6 +120,25 @@ class Interference:
 
     async def run(self, contestant: Contestant, probes: Iterator[AdapterVersion | None], seed: int) -> Beside:
         """One round; each probe asks the next of `probes`, which ends the round if it ends before the streams do."""
+        [felt] = await self._round(contestant, probes, seed, kinds=1)
+        return felt
+
+    async def paired(
+        self,
+        contestant: Contestant,
+        ones: Iterator[AdapterVersion | None],
+        others: Iterator[AdapterVersion | None],
+        seed: int,
+    ) -> tuple[Beside, Beside]:
+        """One round in which the two kinds of probes take turns: what else the machine does disturbs both alike."""
+        turns = itertools.chain.from_iterable(zip(ones, others, strict=False))
+        one, other = await self._round(contestant, turns, seed, kinds=2)
+        return one, other
+
+    async def _round(
+        self, contestant: Contestant, probes: Iterator[AdapterVersion | None], seed: int, *, kinds: int
+    ) -> list[Beside]:
+        """What was felt from each probe to the next, by its kind: the first, second, ... of every `kinds` probes."""
         source = prompts(seed, self.prompt, self.vocabulary)
         traces = [Trace(time.perf_counter()) for _ in range(self.streams)]
         tasks = [
@@ -142,12 +161,21 @@ class Interference:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        return Beside(
-            [1e3 * gap for trace in traces for gap in trace.gaps(begin, end)],
-            [1e3 * trace.waited_s(end) for trace in probed],
-            sum(trace.error is not None for trace in (*traces, *probed)),
-            [1e3 * opened_by(probe, traces) for probe in probed if probe.tokens],
-        )
+        times = [begin, *(probe.asked for probe in probed[1:]), end]
+        spans = list(itertools.pairwise(times))
+        return [felt_in(traces, probed[kind::kinds], spans[kind::kinds], end) for kind in range(kinds)]
+
+
+def felt_in(
+    streams: Sequence[Trace], probes: Sequence[Trace], spans: Sequence[tuple[float, float]], end: float
+) -> Beside:
+    """What `streams` felt in `spans`, and `probes` until `end`."""
+    return Beside(
+        [1e3 * gap for trace in streams for span in spans for gap in trace.gaps(*span)],
+        [1e3 * trace.waited_s(end) for trace in probes],
+        sum(trace.error is not None for trace in (*streams, *probes)),
+        [1e3 * opened_by(probe, streams) for probe in probes if probe.tokens],
+    )
 
 
 async def finished(tasks: Sequence[asyncio.Task[None]], traces: Sequence[Trace]) -> None:

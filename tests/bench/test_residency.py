@@ -99,6 +99,18 @@ async def test_probes_stand_beside_streams_and_every_gap_is_counted(adapters: li
     assert figures["probe_first_p50_ms"] >= 5
 
 
+async def test_probes_that_take_turns_are_told_apart(
+    adapters: list[AdapterVersion], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(residency_loads, "PATIENCE_S", 0.1)
+    contestant = Metronome(silent=adapters[2].name)
+    load = Interference(adapters[:1], streams=2, tokens=100, every_s=0.05, prompt=4, vocabulary=100)
+    control, cold = await load.paired(contestant, itertools.repeat(adapters[1]), iter(adapters[2:3] * 2), seed=0)
+    assert (len(control.first_ms), len(cold.first_ms)) == (2, 2)
+    assert max(control.first_ms) < 50 < min(cold.first_ms)
+    assert min(len(control.gaps_ms), len(cold.gaps_ms)) > 5
+
+
 async def test_refused_requests_are_errors_not_answers(adapters: list[AdapterVersion]) -> None:
     load = Arrivals(adapters[:2], prompt=4, tokens=3, vocabulary=100)
     figures = await load.open(Metronome(refuse=adapters[0].name), rate=100, seconds=0.3, seed=1)
