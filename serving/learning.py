@@ -62,7 +62,11 @@ def compose_worker(
         cases=BankCases(bank, training.reward_threshold),
         datasets=BankDatasets(bank, partial(_config_of, settings, presets), settings.home),
         trainers=ProcessTrainers(
-            partial(_training_of, presets), lambda: has_gpus, training.cpu_threads, training.cpu_jobs
+            partial(_training_of, presets),
+            registry.resolve,
+            lambda: has_gpus,
+            training.cpu_threads,
+            training.cpu_jobs,
         ),
         judge=EndpointJudge(
             endpoint.url,

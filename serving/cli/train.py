@@ -66,6 +66,10 @@ def run(
     ] = None,
     rank: Annotated[int | None, typer.Option("--rank", help="LoRA rank. [dim](default: by the cases)[/dim]")] = None,
     epochs: Annotated[float | None, typer.Option("--epochs", min=0.01, help="Passes over the cases.")] = None,
+    continue_from: Annotated[
+        str | None,
+        typer.Option("--continue-from", metavar="ADAPTER", help="Adapter or version of one to start from."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Train AGENT's adapter from its cases: dataset, training, gate, promotion.
@@ -79,7 +83,7 @@ def run(
     if rank is not None and rank not in ALLOWED_RANKS:
         raise Misuse(f"--rank: {rank} is none of {', '.join(map(str, ALLOWED_RANKS))}")
     out = Output(as_json)
-    overrides = {"method": method, "rank": rank, "epochs": epochs}
+    overrides = {"method": method, "rank": rank, "epochs": epochs, "continue_from": continue_from}
     with _service(ctx) as service:
         request = JobRequest(
             agent,

@@ -65,7 +65,7 @@ class JobCreation(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    model: str = Field(min_length=1, description="a base model, an agent or an adapter")
+    model: str = Field(min_length=1, description="a base model, an agent or an adapter; a version is trained on")
     training_file: str = Field(min_length=1, description="`casebank:AGENT`, or an uploaded file's id")
     validation_file: str | None = Field(None, description="not taken: the held-out cases are drawn by hash")
     hyperparameters: Hyperparameters | None = Field(None, description="as in `method`; kept for older clients")
@@ -104,7 +104,12 @@ def _add_jobs(router: APIRouter, gateway: Gateway, jobs: TrainingJobs) -> None:
         _refuse_what_is_not_taken(body)
         agent, base = _target(gateway, body)
         hyper = body.chosen
-        overrides = {"epochs": hyper.n_epochs, "batch_size": hyper.batch_size, "seed": body.seed}
+        overrides = {
+            "epochs": hyper.n_epochs,
+            "batch_size": hyper.batch_size,
+            "seed": body.seed,
+            "continue_from": body.model if "@" in body.model else None,
+        }
         multiplier = hyper.learning_rate_multiplier
         job = await asyncio.to_thread(
             jobs.submit,

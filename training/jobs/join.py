@@ -11,6 +11,7 @@ from datetime import datetime
 from pathlib import Path
 
 from adapters_registry.errors import RegistryError
+from adapters_registry.model import AdapterVersion
 from configs.training import TrainingPreset
 from training.casebank import CaseBank
 from training.dataset import Dataset, DatasetConfig, build_dataset, load_dataset, read_rows
@@ -111,11 +112,13 @@ def spare_threads(processes: int) -> int:
 class ProcessTrainers:
     """`Trainers` in processes of their own.
 
-    `preset_of` gives an agent's preset; `threads` is what trainers without a GPU use, by default all cores but one,
-    shared by the `jobs` that may run at once: a thread that waits for its turn beside what serves makes all wait.
+    `preset_of` gives an agent's preset, `adapter_of` the version that a name means; `threads` is what trainers without
+    a GPU use, by default all cores but one, shared by the `jobs` that may run at once: a thread that waits for its turn
+    beside what serves makes all wait.
     """
 
     preset_of: Callable[[str], TrainingPreset]
+    adapter_of: Callable[[str], AdapterVersion]
     has_gpus: Callable[[], bool]
     threads: int | None = None
     jobs: int = 1
@@ -138,6 +141,8 @@ class ProcessTrainers:
         rows = given.pop("batch_size", None)
         if rows is not None:
             given["batch_tokens"] = _batch_tokens(dataset, int(rows))
+        if (start := given.get("continue_from")) is not None:
+            given["continue_from"] = self._folder_of(str(start), base)
         if job.request.learning_rate_multiplier is not None:
             given["learning_rate_multiplier"] = job.request.learning_rate_multiplier
         fixed = {
@@ -161,6 +166,17 @@ class ProcessTrainers:
         result = run_trainer(folder, job.gpus, watch, self.command)
         place = result.get("adapter") or result["model"]
         return Trained(Path(place), "adapter" in result, result)
+
+    def _folder_of(self, adapter: str, base: Base) -> Path:
+        """Of the adapter that training starts from. Raises Hopeless."""
+        try:
+            version = self.adapter_of(adapter)
+        except RegistryError as error:
+            raise Hopeless(f"cannot continue from {adapter}: {error.message}", "training_refused") from error
+        if version.base != base.name:
+            made_for = f"it is made for the base {version.base}, and this job trains on {base.name}"
+            raise Hopeless(f"cannot continue from {adapter}: {made_for}", "training_refused")
+        return version.path
 
     def _check(self, config: TrainingConfig, base: Base, *, on_gpu: bool) -> None:
         """Refuse what cannot fit the machine. On a GPU the claim has seen to the room."""

@@ -117,6 +117,15 @@ async def test_hyperparameters_reach_the_trainer(endpoint: Endpoint) -> None:
     assert (request.overrides, request.learning_rate_multiplier) == ({"epochs": 2, "batch_size": 8}, 0.5)
 
 
+async def test_a_version_is_trained_on(endpoint: Endpoint) -> None:
+    jobs = endpoint.openai.fine_tuning.jobs
+    version = endpoint.gateway.registry.resolve("legal").engine_name
+    made = await jobs.create(model=version, training_file="casebank:legal")
+    assert store_of(endpoint).get(made.id).request.overrides == {"continue_from": version}
+    with pytest.raises(openai.NotFoundError):
+        await jobs.create(model="legal@ffffffffffff", training_file="casebank:legal")
+
+
 async def test_an_uploaded_file_is_for_the_agent_that_is_named(endpoint: Endpoint) -> None:
     file = await endpoint.openai.files.create(file=("cases.jsonl", CHATS), purpose="fine-tune")
     jobs = endpoint.openai.fine_tuning.jobs
