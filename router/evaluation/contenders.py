@@ -7,6 +7,7 @@ from functools import partial
 
 from router.evaluation.baselines import ByDifficulty, ByGain, Scorer, by_length, by_rules
 from router.learned import OutcomeEstimator, RouteRow, fit_outcomes
+from router.learned.blend import NeighbourBlend
 from router.learned.fit import ESTIMATORS
 
 Fit = Callable[[Sequence[RouteRow], int], Scorer]
@@ -14,12 +15,19 @@ Contenders = Mapping[str, Fit]
 BASELINES = ("length", "rules")
 REFERENCE = "tfidf"
 """whom the others are compared with, on the same rows"""
+ASKED_FOR = (NeighbourBlend.KIND,)
+"""who takes part only if it is named: as much time as all others together"""
 
 
-def contenders(daao: Callable[[Sequence[RouteRow], int], OutcomeEstimator] | None = None) -> Contenders:
-    """Everybody by name: the baselines, what `fit_outcomes` knows, and DAAO's head, which is fitted elsewhere."""
+def contenders(
+    daao: Callable[[Sequence[RouteRow], int], OutcomeEstimator] | None = None, *, also: Sequence[str] = ()
+) -> Contenders:
+    """By name: the baselines, what `fit_outcomes` knows, and DAAO's head, which is fitted elsewhere.
+
+    Of `ASKED_FOR` those that are in `also`.
+    """
     everybody: dict[str, Fit] = {"length": lambda rows, _: by_length(rows), "rules": lambda rows, _: by_rules(rows)}
-    everybody |= {name: partial(_fit, name) for name in ESTIMATORS}
+    everybody |= {name: partial(_fit, name) for name in ESTIMATORS if name not in ASKED_FOR or name in also}
     if daao is not None:
         everybody["daao"] = lambda rows, seed: ByDifficulty(daao(rows, seed))
     return everybody

@@ -84,6 +84,9 @@ def evaluate(
     report: Annotated[
         Path | None, typer.Option("--report", metavar="FOLDER", help="Also write pictures and a page.")
     ] = None,
+    neighbours: Annotated[
+        bool, typer.Option("--neighbours", help="Also the estimator that looks up near cases; takes twice the time.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Compare all estimators on held-out rows: APGR, CPT, calibration and time, beside the oracle's."""
@@ -96,7 +99,8 @@ def evaluate(
         rows = read_routes(data, group)
         tested = read_routes(test, group) if test else []
         parts = _parts(rows, tested, folds, train_rows, seed)
-        comparison = compare([*rows, *tested], parts, contenders(_daao()), seed=seed, progress=on_progress)
+        everybody = contenders(_daao(), also=["neighbours"] if neighbours else [])
+        comparison = compare([*rows, *tested], parts, everybody, seed=seed, progress=on_progress)
         page = write_report(comparison, report, seed=seed) if report else None
     out.json(summary(comparison))
     _print(out, comparison)
