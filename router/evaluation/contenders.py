@@ -15,19 +15,17 @@ Contenders = Mapping[str, Fit]
 BASELINES = ("length", "rules")
 REFERENCE = "tfidf"
 """whom the others are compared with, on the same rows"""
-ASKED_FOR = (NeighbourBlend.KIND,)
-"""who takes part only if it is named: as much time as all others together"""
 
 
 def contenders(
-    daao: Callable[[Sequence[RouteRow], int], OutcomeEstimator] | None = None, *, also: Sequence[str] = ()
+    daao: Callable[[Sequence[RouteRow], int], OutcomeEstimator] | None = None, *, neighbours: bool = False
 ) -> Contenders:
     """By name: the baselines, what `fit_outcomes` knows, and DAAO's head, which is fitted elsewhere.
 
-    Of `ASKED_FOR` those that are in `also`.
+    `neighbours` takes as much time as all others together, so it takes part only where it is asked for.
     """
     everybody: dict[str, Fit] = {"length": lambda rows, _: by_length(rows), "rules": lambda rows, _: by_rules(rows)}
-    everybody |= {name: partial(_fit, name) for name in ESTIMATORS if name not in ASKED_FOR or name in also}
+    everybody |= {name: partial(_fit, name) for name in ESTIMATORS if neighbours or name != NeighbourBlend.KIND}
     if daao is not None:
         everybody["daao"] = lambda rows, seed: ByDifficulty(daao(rows, seed))
     return everybody

@@ -99,7 +99,7 @@ def evaluate(
         rows = read_routes(data, group)
         tested = read_routes(test, group) if test else []
         parts = _parts(rows, tested, folds, train_rows, seed)
-        everybody = contenders(_daao(), also=["neighbours"] if neighbours else [])
+        everybody = contenders(_daao(), neighbours=neighbours)
         comparison = compare([*rows, *tested], parts, everybody, seed=seed, progress=on_progress)
         page = write_report(comparison, report, seed=seed) if report else None
     out.json(summary(comparison))
