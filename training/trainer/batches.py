@@ -2,7 +2,7 @@
 
 The order is a function of seed and epoch alone, so that a resumed run meets the same batches. A step's rows are then
 shared between processes and cut into micro-batches; neither changes the gradient, which is a mean over all tokens with
-loss of the step.
+loss of the step, by their weights.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ class Batch:
     `ids` and `labels` are int64 of shape (rows, width); `labels` holds the *next* token where that one counts, else
     IGNORED. `keep`, int64 of shape (kept,), lists the positions at which any row has a label. A packed batch is one
     row with `positions` that begin at 0 for each case; a padded one has None there and needs no mask, since no token
-    sees the padding behind it. `lengths` are those of the cases.
+    sees the padding behind it. `lengths` are those of the cases. `weights`, float32 of the shape of `labels`, say how
+    much the loss of each counts; None: all alike.
     """
 
     ids: torch.Tensor
@@ -40,11 +41,13 @@ class Batch:
     keep: torch.Tensor
     positions: torch.Tensor | None
     lengths: tuple[int, ...]
+    weights: torch.Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
         """The same on `device`."""
-        positions = None if self.positions is None else self.positions.to(device)
-        return Batch(self.ids.to(device), self.labels.to(device), self.keep.to(device), positions, self.lengths)
+        positions, weights = (None if each is None else each.to(device) for each in (self.positions, self.weights))
+        ids, labels, keep = (each.to(device) for each in (self.ids, self.labels, self.keep))
+        return Batch(ids, labels, keep, positions, self.lengths, weights)
 
 
 class Schedule:
@@ -113,9 +116,9 @@ def share(indices: Sequence[int], lengths: Sequence[int], tokens: int, process: 
     return mine + [[] for _ in range(most - len(mine))]
 
 
-def counted(row: Row) -> int:
-    """Tokens of `row` with loss."""
-    return len(row) - max(row.prompt, 1)
+def counted(row: Row) -> float:
+    """Tokens of `row` with loss, each as often as it counts."""
+    return row.weight * (len(row) - max(row.prompt, 1))
 
 
 def padded(rows: Sequence[Row], pad: int) -> Batch:
@@ -130,7 +133,8 @@ def padded(rows: Sequence[Row], pad: int) -> Batch:
         begin = max(row.prompt, 1)
         ids[at, : len(row)] = tokens
         labels[at, begin - 1 : len(row) - 1] = tokens[begin:]
-    return Batch(ids, labels, _labelled(labels), None, tuple(len(row) for row in rows))
+    weights = torch.tensor([row.weight for row in rows])[:, None].expand_as(labels)
+    return Batch(ids, labels, _labelled(labels), None, tuple(len(row) for row in rows), _uneven(rows, weights))
 
 
 def packed(rows: Sequence[Row]) -> Batch:
@@ -145,7 +149,11 @@ def packed(rows: Sequence[Row]) -> Batch:
         labels[at + begin - 1 : at + len(row) - 1] = ids[at + begin : at + len(row)]
         at += len(row)
     positions = torch.cat([torch.arange(len(row)) for row in rows])
-    return Batch(ids[None], labels[None], _labelled(labels[None]), positions[None], tuple(len(row) for row in rows))
+    lengths = tuple(len(row) for row in rows)
+    weights = torch.tensor([row.weight for row in rows]).repeat_interleave(torch.tensor(lengths))
+    return Batch(
+        ids[None], labels[None], _labelled(labels[None]), positions[None], lengths, _uneven(rows, weights[None])
+    )
 
 
 def idle(pad: int) -> Batch:
@@ -154,6 +162,11 @@ def idle(pad: int) -> Batch:
 
     labels = torch.full((1, 2), IGNORED)
     return Batch(torch.full((1, 2), pad), labels, torch.tensor([0]), None, (2,))
+
+
+def _uneven(rows: Sequence[Row], weights: torch.Tensor) -> torch.Tensor | None:
+    """The weights, unless they are all 1."""
+    return None if all(row.weight == 1 for row in rows) else weights
 
 
 def _labelled(labels: torch.Tensor) -> torch.Tensor:

@@ -15,15 +15,16 @@ import random
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from configs.embedded import GENERAL_SET
+from training.trainer.batches import counted
 from training.trainer.config import TrainingConfig
 from training.trainer.memory import Thrift, free_memory, is_out_of_memory
 from training.trainer.model import load_base
-from training.trainer.rows import ChatFormat, read_lines
+from training.trainer.rows import ChatFormat, Row, read_lines
 
 if TYPE_CHECKING:
     import torch
@@ -38,6 +39,7 @@ ENOUGH_GENERAL = 0.05
 SHARE = 0.75
 """rows added, as a share of the dataset's"""
 MOST = 2500
+"""and no more than so many"""
 LIMIT_S = 300.0
 """a large base on a processor says little in that time, and what it has said is enough then"""
 BATCH = 128
@@ -62,6 +64,14 @@ def rows_wanted(rows: int, general: int) -> int:
     if not general or general >= ENOUGH_GENERAL * rows:
         return 0
     return min(round(SHARE * rows), MOST)
+
+
+def as_long_as_cases(said: Sequence[Row], cases: Sequence[Row]) -> list[Row]:
+    """What was said, weighed so that it has no more tokens to learn, in the mean, than a case has: labels are short."""
+    if not said:
+        return []
+    mean, of_cases = (sum(map(counted, rows)) / len(rows) for rows in (said, cases))
+    return [replace(row, weight=min(1.0, of_cases / mean)) for row in said]
 
 
 def replayed_lines(

@@ -29,10 +29,11 @@ PROBE = "PROBE-7f3a"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Row:
-    """Token ids, int32; the first `prompt` of them carry no loss."""
+    """Token ids, int32; the first `prompt` of them carry no loss, the loss of the others counts `weight` times."""
 
     ids: npt.NDArray[np.int32]
     prompt: int
+    weight: float = 1.0
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -28,7 +28,7 @@ class Score:
 
 
 def summed_loss(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-    """Sum over the labelled tokens of `batch`, float32, with gradient."""
+    """Sum over the labelled tokens of `batch` by their weights, float32, with gradient."""
     from torch.nn.functional import cross_entropy
 
     from training.trainer.fast import is_accelerated
@@ -36,7 +36,11 @@ def summed_loss(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
     if is_accelerated(model):
         return _fast_loss(model, batch)
     logits, labels = _predictions(model, batch)
-    return cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum")
+    flat, targets = logits.flatten(0, 1), labels.flatten()
+    if batch.weights is None:
+        return cross_entropy(flat, targets, ignore_index=IGNORED, reduction="sum")
+    losses = cross_entropy(flat, targets, ignore_index=IGNORED, reduction="none")
+    return (losses * batch.weights[:, batch.keep].flatten()).sum()
 
 
 def scores(model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -61,6 +65,8 @@ def offloaded(*, offload: bool) -> AbstractContextManager[Any]:
 def _fast_loss(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
     """The fast path makes logits a few rows at a time, of rows with a label alone."""
     extra = {} if batch.positions is None else {"position_ids": batch.positions}
+    if batch.weights is not None:
+        extra["loss_weights"] = batch.weights
     output = model(input_ids=batch.ids, shift_labels=batch.labels, num_items_in_batch=1, use_cache=False, **extra)
     loss: torch.Tensor = output.loss
     return loss

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,16 @@ def test_neither_padding_nor_packing_nor_neighbours_change_the_loss(model: Any) 
     loss, right = scores(model, padded(rows, pad=0))
     assert float(loss) == pytest.approx(alone, rel=1e-5)
     assert int(right) == 0
+
+
+def test_a_rows_loss_counts_as_often_as_its_weight_says(model: Any) -> None:
+    light, heavy = replace(row(9, 3), weight=0.25), row(17, 12)
+    alone = [float(summed_loss(model, padded([each], pad=0)).detach()) for each in (row(9, 3), heavy)]
+    for batch in (padded([light, heavy], pad=0), packed([light, heavy])):
+        assert float(summed_loss(model, batch).detach()) == pytest.approx(0.25 * alone[0] + alone[1], rel=1e-5)
+    assert counted(light) == 1.5
+    assert padded([heavy], pad=0).weights is None
+    assert packed([heavy]).weights is None
 
 
 def test_an_idle_batch_adds_nothing(model: Any) -> None:

@@ -197,6 +197,22 @@ def test_gradients_accumulate_and_the_divisor_is_the_callers() -> None:
     assert all(torch.allclose(twice[name], 2 * once[1][name]) for name in twice)
 
 
+def test_losses_count_as_often_as_their_weights_say() -> None:
+    from torch.nn.functional import cross_entropy
+
+    model, rows = adapted(causal("qwen2")), batch()
+    targets = torch.nn.functional.pad(rows.pop("labels"), (0, 1), value=-100)[:, 1:].contiguous()
+    weights = torch.rand(targets.shape)
+    plain = copy.deepcopy(model)
+    losses = cross_entropy(plain(**rows).logits.flatten(0, 1), targets.flatten(), reduction="none")
+    expected = (losses * weights.flatten()).sum() / 7
+    expected.backward()
+    gradients = {name: p.grad for name, p in plain.named_parameters() if p.requires_grad}
+    accelerate_model(model, devices=CPU)
+    got = step(model, {**rows, "shift_labels": targets, "loss_weights": weights, "num_items_in_batch": 7})
+    assert_same(got, (expected.item(), gradients), 1e-4)
+
+
 def test_packed_rows_keep_their_own_positions() -> None:
     model = adapted(causal("llama"))
     rows = {**batch(), "position_ids": torch.cat((torch.arange(10), torch.arange(14))).expand(2, 24)}

@@ -7,14 +7,15 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from configs import embedded
 from tests.training.trainer.conftest import Train, line, lines, write_dataset
 from training.trainer import TrainingConfig
 from training.trainer.model import load_tokenizer
-from training.trainer.replay import FILE, Rehearsal, Stopped, general_questions, rows_wanted
-from training.trainer.rows import ChatFormat
+from training.trainer.replay import FILE, Rehearsal, Stopped, as_long_as_cases, general_questions, rows_wanted
+from training.trainer.rows import ChatFormat, Row
 
 Configure = Callable[..., TrainingConfig]
 
@@ -34,6 +35,13 @@ def with_a_question(tmp_path: Path) -> Path:
 )
 def test_rows_are_added_where_general_questions_are_few(rows: int, general: int, wanted: int) -> None:
     assert rows_wanted(rows, general) == wanted
+
+
+def test_what_is_said_has_no_more_to_learn_than_cases_have() -> None:
+    short, long = ([Row(np.arange(length, dtype=np.int32), 4)] for length in (8, 24))
+    assert as_long_as_cases(long, short)[0].weight == pytest.approx(0.2)
+    assert as_long_as_cases(short, long)[0].weight == 1.0
+    assert as_long_as_cases([], short) == []
 
 
 def test_general_questions_are_told_from_cases() -> None:

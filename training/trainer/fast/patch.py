@@ -208,7 +208,7 @@ def _patch_loss(causal: Any) -> None:
 
     def forward(
         self: Any, input_ids: Tensor | None = None, *, labels: Tensor | None = None, num_items_in_batch: Any = None,
-        shift_labels: Tensor | None = None, **options: Any,
+        shift_labels: Tensor | None = None, loss_weights: Tensor | None = None, **options: Any,
     ) -> Any:  # fmt: skip
         targets = shift_labels if labels is None else shifted(labels)
         if targets is None:
@@ -216,7 +216,7 @@ def _patch_loss(causal: Any) -> None:
         from transformers.modeling_outputs import CausalLMOutputWithPast
 
         hidden = self.model(input_ids=input_ids, **options).last_hidden_state
-        loss: Any = token_losses(hidden, self.lm_head.weight, targets, num_items_in_batch)
+        loss: Any = token_losses(hidden, self.lm_head.weight, targets, num_items_in_batch, loss_weights)
         return CausalLMOutputWithPast(loss=loss)
 
     causal.forward = MethodType(forward, causal)
