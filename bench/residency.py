@@ -37,6 +37,8 @@ from serving.engine.hardware import resolve_profile
 
 LOADS = ("beside", "zipf", "churn")
 TIERS = ("disk", "page-cache", "host")
+FIRST_MS = {"disk": 100}
+"""that a cold adapter's first token may come after a warm one's; from other tiers 30"""
 SATURATION_SHARE = 0.7
 PROBED = ("control", "cold")
 """what is probed beside streams unless told otherwise: the bars compare these"""
@@ -60,7 +62,7 @@ async def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         profile = profile.model_copy(update={"env": profile.env | {"VLLM_BATCH_INVARIANT": "1"}})
     setup = Setup(model, profile, args.slots, args.max_rank, engine_arguments(args), args.host_adapters)
     began = time.monotonic()
-    beside_count = args.slots + args.rounds * args.probes if "beside" in args.loads else 0
+    beside_count = args.slots + len(args.tiers) * args.rounds * args.probes if "beside" in args.loads else 0
     pool = make_adapters(setup.base, folder / "adapters", beside_count, args.rank)
     zipf_count = args.adapters if "zipf" in args.loads else 0
     many = make_adapters(setup.base, folder / "adapters", zipf_count, args.rank, first=len(pool))
@@ -113,22 +115,23 @@ async def beside(
 ) -> dict[str, Any]:
     """Streams on half of the slots; beside them, in turn, probes on adapters that stream, on resident ones, on cold.
 
-    The resident ones are the control: a step then has as many adapters to compute as with cold ones.
+    The resident ones are the control: a step then has as many adapters to compute as with cold ones. Figures by tier,
+    contestant and what was probed, one for each round.
     """
     cold = iter(pool[args.slots :])
     busy = max(1, args.slots // 2)
     streaming, resident = pool[:busy], pool[busy : args.slots]
     load = Interference(streaming, args.streams, args.tokens, args.every, args.prompt, vocabulary)
-    figures: dict[str, Any] = {contestant.name: {} for contestant in contestants}
-    for number in range(args.rounds):
+    figures: dict[str, Any] = {tier: {contestant.name: {} for contestant in contestants} for tier in args.tiers}
+    for tier, number in itertools.product(args.tiers, range(args.rounds)):
         chosen = list(itertools.islice(cold, args.probes))
         for contestant in contestants:
-            await arrange(args.tier, contestant, chosen)
+            await arrange(tier, contestant, chosen)
             for way in args.probed:
                 felt = await probe(way, load, contestant, resident or streaming, chosen, seed=args.seed + number)
                 for probed, what in felt.items():
-                    figures[contestant.name].setdefault(probed, []).append(what.figures())
-                    say(f"{contestant.name}, {probed}: {what.figures()}")
+                    figures[tier][contestant.name].setdefault(probed, []).append(what.figures())
+                    say(f"{contestant.name}, {tier}, {probed}: {what.figures()}")
     return figures
 
 
@@ -211,32 +214,27 @@ def median(rounds: Sequence[dict[str, float]], figure: str) -> float:
     return statistics.median(one[figure] for one in rounds)
 
 
-def bars_of(args: argparse.Namespace, figures: dict[str, Any]) -> list[Bar]:
+def bars_beside(tier: str, control: Sequence[dict[str, float]], cold: Sequence[dict[str, float]]) -> list[Bar]:
+    """The bars of cold adapters from `tier` beside streams, from the rounds of both."""
+    ratio = statistics.median(two["gap_p99_ms"] / one["gap_p99_ms"] for one, two in zip(control, cold, strict=True))
+    more, later = (
+        median(cold, figure) - median(control, figure) for figure in ("long_gaps_per_10k", "probe_first_p95_ms")
+    )
+    return [
+        Bar(f"{tier}: p99 between tokens, cold / control", round(ratio, 3), 1.05, "x", "at most"),
+        Bar(f"{tier}: gap that a warm probe opens", median(control, "probe_gap_p50_ms"), 25, "ms", "at most"),
+        Bar(f"{tier}: gaps over 50 ms per 10,000 tokens, cold - control", round(more, 1), 0, "gaps", "at most"),
+        Bar(f"{tier}: first token p95, cold - warm", round(later, 1), FIRST_MS.get(tier, 30), "ms", "at most"),
+    ]
+
+
+def bars_of(figures: dict[str, Any]) -> list[Bar]:
     """The bars of what was measured."""
     bars = []
-    mine = figures.get("beside", {}).get("ours", {})
-    if {"control", "cold"} <= mine.keys():
-        control, cold = mine["control"], mine["cold"]
-        ratio = statistics.median(two["gap_p99_ms"] / one["gap_p99_ms"] for one, two in zip(control, cold, strict=True))
-        later = median(cold, "probe_first_p95_ms") - median(control, "probe_first_p95_ms")
-        bars += [
-            Bar("p99 between tokens, cold / control", round(ratio, 3), 1.05, "x", "at most"),
-            Bar("gap that a warm probe opens", median(control, "probe_gap_p50_ms"), 25, "ms", "at most"),
-            Bar(
-                "gaps over 50 ms per 10,000 tokens, cold - control",
-                round(median(cold, "long_gaps_per_10k") - median(control, "long_gaps_per_10k"), 1),
-                0,
-                "gaps",
-                "at most",
-            ),
-            Bar(
-                f"first token p95, cold ({args.tier}) - warm",
-                round(later, 1),
-                100 if args.tier == "disk" else 30,
-                "ms",
-                "at most",
-            ),
-        ]
+    for tier, contestants in figures.get("beside", {}).items():
+        mine = contestants["ours"]
+        if {"control", "cold"} <= mine.keys():
+            bars += bars_beside(tier, mine["control"], mine["cold"])
     if {"ours", "stock"} <= figures.get("zipf", {}).keys():
         mine, theirs = figures["zipf"]["ours"], figures["zipf"]["stock"]
         rate = median(mine, "completed_per_s") / max(1e-9, median(theirs, "completed_per_s"))
@@ -271,7 +269,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--slots", type=int, default=8)
     parser.add_argument("--adapters", type=int, default=256, help="for zipf")
     parser.add_argument("--host-adapters", type=int, default=32, help="that stock may keep in host memory")
-    parser.add_argument("--tier", choices=TIERS, default="page-cache", help="where cold adapters are")
+    parser.add_argument(
+        "--tiers",
+        type=lambda text: text.split(","),
+        default=("page-cache",),
+        help=f"where cold adapters are: {','.join(TIERS)}",
+    )
     parser.add_argument("--probed", type=lambda text: text.split(","), default=PROBED, help=",".join(ALL_PROBED))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--streams", type=int, default=16)
@@ -294,6 +297,8 @@ def parse() -> argparse.Namespace:
     args = parser.parse_args()
     if unknown := set(args.probed) - set(ALL_PROBED):
         parser.error(f"unknown in --probed: {', '.join(sorted(unknown))}; choose from {', '.join(ALL_PROBED)}")
+    if unknown := set(args.tiers) - set(TIERS):
+        parser.error(f"unknown in --tiers: {', '.join(sorted(unknown))}; choose from {', '.join(TIERS)}")
     if args.smoke:
         vars(args).update(SMOKE)
     if args.thousand:
@@ -307,7 +312,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="loradock-residency-") as temporary:
         figures = asyncio.run(measure(args, Path(temporary)))
     settings = {name: value for name, value in vars(args).items() if name not in {"out", "plot"}}
-    publish(result("residency", settings, figures, bars_of(args, figures)), [], args.out)
+    publish(result("residency", settings, figures, bars_of(figures)), [], args.out)
     if args.plot is not None:
         draw(figures, args.plot)
 

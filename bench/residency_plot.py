@@ -14,15 +14,16 @@ FIGURES = {
 
 
 def draw(figures: dict[str, Any], to: Path) -> None:
-    """A bar for each contestant and load, a dot for each round. Draws nothing if `beside` was not measured."""
+    """A bar for each tier, contestant and load, a dot for each round. Draws nothing if `beside` was not measured."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     from matplotlib import pyplot
 
     columns = [
-        (contestant, f"{contestant}\n{load}", rounds)
-        for contestant, loads in figures.get("beside", {}).items()
+        (contestant, f"{contestant}\n{tier}\n{load}", rounds)
+        for tier, contestants in figures.get("beside", {}).items()
+        for contestant, loads in contestants.items()
         for load, rounds in loads.items()
     ]
     if not columns:

@@ -31,7 +31,7 @@ def smoked(bench: str, folder: Path, *options: str) -> dict[str, Any]:
 def test_residency_lets_stock_vllm_and_ours_carry_the_same_loads(tmp_path: Path) -> None:
     measured = smoked("residency", tmp_path, "--plot", str(tmp_path / "gaps.png"))
     for contestant in ("ours", "stock"):
-        [control], [cold] = (measured["beside"][contestant][probed] for probed in ("control", "cold"))
+        [control], [cold] = (measured["beside"]["page-cache"][contestant][probed] for probed in ("control", "cold"))
         [arrived] = measured["zipf"][contestant]
         assert control["errors"] == cold["errors"] == arrived["errors"] == 0
         assert min(control["tokens"], cold["tokens"], arrived["requests"]) > 0
