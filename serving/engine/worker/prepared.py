@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import struct
+import time
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import Executor, wait
@@ -23,6 +24,11 @@ HEAD_ALIGNMENT = 4096
 BLOCK = 4 << 20
 """bytes that one thread reads and checks at a time"""
 SUFFIX = ".row"
+UNFINISHED = ".new"
+ABANDONED_S = 3600.0
+"""after which nobody is writing an unfinished file any more"""
+FORGOTTEN_S = 30 * 24 * 3600.0
+"""after which the files of a layout that no engine has used are of no use: versions and settings have changed"""
 
 
 class Damaged(Exception):
@@ -65,6 +71,23 @@ class PreparedFile:
             os.close(descriptor)
         for job in jobs:
             job.result()
+
+
+def sweep(root: Path, keep: str) -> int:
+    """Remove what nobody will read below `root`, where each layout has a folder: how many files.
+
+    That is what a kill left unfinished, and the files of layouts other than `keep` that were not used for long. Using
+    a file renews its time.
+    """
+    now, removed = time.time(), 0
+    unfinished = [(file, ABANDONED_S) for file in root.glob(f"*/*{UNFINISHED}")]
+    others = [(file, FORGOTTEN_S) for file in root.glob(f"*/*{SUFFIX}") if file.parent.name != keep]
+    for file, most_s in unfinished + others:
+        with contextlib.suppress(OSError):  # another engine removed it, or it is not ours to remove
+            if now - file.stat().st_mtime > most_s:
+                file.unlink()
+                removed += 1
+    return removed
 
 
 class PreparedFolder:
@@ -111,7 +134,7 @@ class PreparedFolder:
             return False
         self._make_room(len(start) + head.size)
         path = self.path_of(head.digest)
-        temporary = path.with_suffix(f".{os.getpid()}.new")
+        temporary = path.with_suffix(f".{os.getpid()}{UNFINISHED}")
         try:
             with temporary.open("wb") as file:
                 file.write(start)

@@ -24,7 +24,7 @@ import torch
 
 from serving.engine.worker.arena import Arena, Row
 from serving.engine.worker.notices import Teller
-from serving.engine.worker.prepared import Damaged, Head, PreparedFolder
+from serving.engine.worker.prepared import Damaged, Head, PreparedFolder, sweep
 from serving.engine.worker.protocol import StagingPlan
 from serving.engine.worker.slot_bank import Packed, SlotBank
 
@@ -324,6 +324,7 @@ def _filled(packed: Packed, number: int, shape: tuple[int, ...]) -> torch.Tensor
 
 def open_stager(bank: SlotBank, plan: StagingPlan) -> Stager:
     """A stager with its tiers, this worker's share of them. Raises OSError or RuntimeError if one cannot be had."""
+    sweep(Path(plan.folder), keep=bank.layout.key)
     folder = PreparedFolder(Path(plan.folder) / bank.layout.key, plan.disk_bytes // bank.workers)
     teller = Teller(plan.notices)
     # Last, as nothing may fail once the memory is pinned.

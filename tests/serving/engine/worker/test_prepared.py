@@ -9,7 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from serving.engine.worker.prepared import BLOCK, HEAD_ALIGNMENT, MAGIC, Damaged, Head, PreparedFolder
+from serving.engine.worker.prepared import (
+    ABANDONED_S,
+    BLOCK,
+    FORGOTTEN_S,
+    HEAD_ALIGNMENT,
+    MAGIC,
+    Damaged,
+    Head,
+    PreparedFolder,
+    sweep,
+)
 
 SIZE = BLOCK + 1000
 
@@ -101,6 +111,25 @@ def test_what_cannot_be_removed_is_left(tmp_path: Path) -> None:
     with pytest.raises(Damaged):
         folder.open("d1")
     folder.remove("d1")
+
+
+def test_what_nobody_will_read_is_swept_away(tmp_path: Path) -> None:
+    kept, gone = set(), set()
+    for name, age, stays in (
+        ("mine/used.row", 2 * FORGOTTEN_S, True),
+        ("other/used.row", FORGOTTEN_S / 2, True),
+        ("other/forgotten.row", 2 * FORGOTTEN_S, False),
+        ("mine/busy.7.new", ABANDONED_S / 2, True),
+        ("mine/killed.8.new", 2 * ABANDONED_S, False),
+        ("other/not-ours.txt", 2 * FORGOTTEN_S, True),
+    ):
+        file = tmp_path / name
+        file.parent.mkdir(exist_ok=True)
+        file.touch()
+        os.utime(file, (time.time() - age,) * 2)
+        (kept if stays else gone).add(file)
+    assert sweep(tmp_path, keep="mine") == len(gone)
+    assert set(tmp_path.glob("*/*")) == kept
 
 
 def _small(digest: str) -> tuple[Head, memoryview]:
