@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from training.jobs import Job
     from training.jobs.service import TrainingService
 
+WHO_STARTS_ONE = "'loradock serve' starts one once its engines are ready, 'loradock train worker' at once"
 WORKER_WAIT_S = 20.0
 """how long a job that is waited for may find no worker: one may be starting"""
 LOOK_S = 0.5
@@ -98,7 +99,7 @@ def run(
             out.json(job_document(job, service.store.position(job.id)))
             out.line(f"{job.id} is {job.state.value}: loradock train watch {job.id}")
             if not service.store.workers():
-                out.aside.print("no worker runs: start 'loradock serve' or 'loradock train worker'")
+                out.aside.print(f"no worker runs yet: {WHO_STARTS_ONE}")
             return
         job = _follow(service, job.id, out, needs_worker=True)
     if job.state is not JobState.SUCCEEDED:
@@ -281,9 +282,7 @@ def _follow(service: TrainingService, job_id: str, out: Output, *, needs_worker:
             if service.store.workers():
                 began = time.monotonic()
             elif needs_worker and time.monotonic() - began > WORKER_WAIT_S:
-                raise CliError(
-                    f"no worker runs, so {job_id} waits in the queue: start 'loradock serve' or 'loradock train worker'"
-                )
+                raise CliError(f"no worker runs, so {job_id} waits in the queue: {WHO_STARTS_ONE}")
             time.sleep(LOOK_S)
     return job
 
