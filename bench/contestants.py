@@ -100,6 +100,10 @@ class Ours:
         """How many are prepared."""
         return sum(1 for folder in self.prepared_folders() for _ in folder.glob("*.row"))
 
+    def prepared_files(self, adapter: AdapterVersion) -> list[Path]:
+        """The adapter's prepared file, one for each worker that lays it out in its own way."""
+        return [file for folder in self.prepared_folders() if (file := folder / f"{adapter.digest}.row").exists()]
+
     @asynccontextmanager
     async def opening(self, adapter: AdapterVersion | None, body: dict[str, Any]) -> AsyncIterator[EngineResponse]:
         """See `Contestant.opening`."""

@@ -21,7 +21,10 @@ if TYPE_CHECKING:
     from training.jobs import Job
     from training.jobs.service import TrainingService
 
-WHO_STARTS_ONE = "'loradock serve' starts one once its engines are ready, 'loradock train worker' at once"
+WHO_STARTS_ONE = (
+    "'loradock serve' starts one once its engines have settled, unless training.worker is off; "
+    "'loradock train worker' at once"
+)
 WORKER_WAIT_S = 20.0
 """how long a job that is waited for may find no worker: one may be starting"""
 LOOK_S = 0.5

@@ -15,10 +15,11 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
+import bench.residency
 from adapters_registry.model import AdapterVersion
 from bench import residency_loads
 from bench.random_adapters import make_adapters
-from bench.residency import bars_of, drop_from_page_cache
+from bench.residency import arrange, bars_of, drop_from_page_cache
 from bench.residency_churn import judged
 from bench.residency_loads import Arrivals, Interference, Trace, at, opened_by
 from bench.residency_plot import draw
@@ -84,7 +85,18 @@ def test_random_adapters_fit_the_base_and_differ(adapters: list[AdapterVersion])
     assert not any(one[name].equal(two[name]) for one, two in itertools.combinations(weights, 2))
     assert len({adapter.engine_id for adapter in adapters}) == len(adapters)
     assert all(adapter.path.name == adapter.engine_name for adapter in adapters)
-    drop_from_page_cache([adapter.path for adapter in adapters])
+
+
+async def test_a_tier_is_arranged_for_the_chosen_adapters_alone(
+    adapters: list[AdapterVersion], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dropped: list[Path] = []
+    monkeypatch.setattr(bench.residency, "drop_from_page_cache", dropped.extend)
+    await arrange("disk", Metronome(), adapters[:1])
+    assert {file.parent for file in dropped} == {adapters[0].path}
+    await arrange("page-cache", Metronome(), adapters[:1])
+    monkeypatch.undo()
+    drop_from_page_cache(dropped)
 
 
 async def test_probes_stand_beside_streams_and_every_gap_is_counted(adapters: list[AdapterVersion]) -> None:

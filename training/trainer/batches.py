@@ -116,8 +116,8 @@ def share(indices: Sequence[int], lengths: Sequence[int], tokens: int, process: 
     return mine + [[] for _ in range(most - len(mine))]
 
 
-def counted(row: Row) -> float:
-    """Tokens of `row` with loss, each as often as it counts."""
+def loss_weight(row: Row) -> float:
+    """What `row` counts in the mean of a step: its tokens with loss by their weight."""
     return row.weight * (len(row) - max(row.prompt, 1))
 
 

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from training.trainer import step as steps
-from training.trainer.batches import Batch, counted, idle, packed, padded, share
+from training.trainer.batches import Batch, idle, loss_weight, packed, padded, share
 from training.trainer.errors import OutOfMemory, TrainerError
 from training.trainer.memory import Thrift, free_memory, is_out_of_memory
 from training.trainer.model import set_checkpointing
@@ -41,14 +41,14 @@ class Passes:
         self.trained = [weight for weight in parts.model.parameters() if weight.requires_grad]
 
     def step(self, rows: Sequence[int], clip: float) -> tuple[float, float]:
-        """One update of the weights: the mean loss over all tokens that count, and the gradient's norm before `clip`.
+        """One update of the weights: the mean loss by the tokens' weights, and the gradient's norm before `clip`.
 
         Raises Unhealthy before the update if either is no number; OutOfMemory, Rebuild.
         """
         return self._guarded(lambda: self._step(rows, clip))
 
     def score(self) -> Score:
-        """How well the validation rows are predicted. Raises OutOfMemory, Rebuild."""
+        """How well the validation rows, whose weights are 1, are predicted. Raises OutOfMemory, Rebuild."""
         return self._guarded(self._score)
 
     def sum(self, value: float) -> float:
@@ -62,7 +62,7 @@ class Passes:
 
     def _step(self, rows: Sequence[int], clip: float) -> tuple[float, float]:
         parts, accelerator = self._parts, self._accelerator
-        total = sum(counted(parts.train[index]) for index in rows)
+        total = sum(loss_weight(parts.train[index]) for index in rows)
         groups = self._shared(rows, self._lengths)
         parts.optimizer.zero_grad()
         summed = 0.0
@@ -114,7 +114,7 @@ class Passes:
                 loss, right = loss + found[0], right + found[1]
         finally:
             model.train()
-        return Score(self.sum(loss) / sum(map(counted, rows)), self.sum(right) / len(rows))
+        return Score(self.sum(loss) / sum(map(loss_weight, rows)), self.sum(right) / len(rows))
 
     def _scored(self, rows: Sequence[Row]) -> tuple[float, float]:
         def work(batch: Batch) -> tuple[float, float]:

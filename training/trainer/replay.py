@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from configs.embedded import GENERAL_SET
-from training.trainer.batches import counted
+from training.trainer.batches import loss_weight
 from training.trainer.config import TrainingConfig
 from training.trainer.memory import Thrift, free_memory, is_out_of_memory
 from training.trainer.model import load_base
@@ -66,11 +66,15 @@ def rows_wanted(rows: int, general: int) -> int:
     return min(round(SHARE * rows), MOST)
 
 
-def as_long_as_cases(said: Sequence[Row], cases: Sequence[Row]) -> list[Row]:
-    """What was said, weighed so that it has no more tokens to learn, in the mean, than a case has: labels are short."""
+def weighed_as_cases(said: Sequence[Row], cases: Sequence[Row]) -> list[Row]:
+    """What was said, with one weight for all, such that a row counts no more than a case in the mean.
+
+    As labels are short, it would otherwise count several times as much in a step that holds both. A step of said rows
+    alone is a step like any other.
+    """
     if not said:
         return []
-    mean, of_cases = (sum(map(counted, rows)) / len(rows) for rows in (said, cases))
+    mean, of_cases = (sum(map(loss_weight, rows)) / len(rows) for rows in (said, cases))
     return [replace(row, weight=min(1.0, of_cases / mean)) for row in said]
 
 

@@ -24,7 +24,7 @@ from training.trainer.loop import PROGRESS, Loop, peak_memory
 from training.trainer.memory import Thrift, free_bytes, free_memory, is_out_of_memory
 from training.trainer.optimizer import make_optimizer
 from training.trainer.passes import Rebuild
-from training.trainer.replay import CHECKPOINTS, Line, Stopped, as_long_as_cases, replayed_lines
+from training.trainer.replay import CHECKPOINTS, Line, Stopped, replayed_lines, weighed_as_cases
 from training.trainer.report import Reporter, draw_loss, installed
 from training.trainer.resolve import BaseFacts, resolve
 from training.trainer.rows import ChatFormat, Encoded, read_lines
@@ -199,7 +199,7 @@ def _prepare(
         raise TrainingRefused(f"{config.dataset} holds nothing to train on{left_out}")
     _record_rendering(config, chats)
     more = chats.encode(replayed, length)
-    both = replace(train, rows=[*train.rows, *as_long_as_cases(more.rows, train.rows)])
+    both = replace(train, rows=[*train.rows, *weighed_as_cases(more.rows, train.rows)])
     return (
         resolve(config, None, facts, train.facts(), on_gpu=on_gpu),
         Material(both, validation, pad, replayed=len(more.rows)),

@@ -67,7 +67,7 @@ class RunState:
 
 @dataclass(frozen=True)
 class Parts:
-    """What the loop is built from. `loss` is the summed loss of a batch."""
+    """What the loop is built from. `loss` is the summed loss of a batch, by its weights."""
 
     config: TrainingConfig
     accelerator: Accelerator

@@ -28,7 +28,7 @@ UNFINISHED = ".new"
 ABANDONED_S = 3600.0
 """after which nobody is writing an unfinished file any more"""
 FORGOTTEN_S = 30 * 24 * 3600.0
-"""after which the files of a layout that no engine has used are of no use: versions and settings have changed"""
+"""after which a file of another layout that nothing has opened is of no use: versions and settings have changed"""
 
 
 class Damaged(Exception):
@@ -76,8 +76,8 @@ class PreparedFile:
 def sweep(root: Path, keep: str) -> int:
     """Remove what nobody will read below `root`, where each layout has a folder: how many files.
 
-    That is what a kill left unfinished, and the files of layouts other than `keep` that were not used for long. Using
-    a file renews its time.
+    That is what a kill left unfinished, and the files of layouts other than `keep` that were not opened for long.
+    Opening a file renews its time. Raises OSError if `root` cannot be listed.
     """
     now, removed = time.time(), 0
     unfinished = [(file, ABANDONED_S) for file in root.glob(f"*/*{UNFINISHED}")]

@@ -324,7 +324,9 @@ def _filled(packed: Packed, number: int, shape: tuple[int, ...]) -> torch.Tensor
 
 def open_stager(bank: SlotBank, plan: StagingPlan) -> Stager:
     """A stager with its tiers, this worker's share of them. Raises OSError or RuntimeError if one cannot be had."""
-    sweep(Path(plan.folder), keep=bank.layout.key)
+    with contextlib.suppress(OSError):  # it only tidies up
+        if removed := sweep(Path(plan.folder), keep=bank.layout.key):
+            log.info("removed %d prepared files that nobody will read", removed)
     folder = PreparedFolder(Path(plan.folder) / bank.layout.key, plan.disk_bytes // bank.workers)
     teller = Teller(plan.notices)
     # Last, as nothing may fail once the memory is pinned.

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from training.trainer.batches import IGNORED, Schedule, counted, idle, packed, padded, share
+from training.trainer.batches import IGNORED, Schedule, idle, loss_weight, packed, padded, share
 from training.trainer.rows import Row
 from training.trainer.step import scores, summed_loss
 
@@ -63,7 +63,7 @@ def test_labels_are_the_next_tokens_of_the_completion() -> None:
     assert batch.ids.tolist() == [[1, 2, 3, 4, 0, 0], [1, 2, 3, 4, 5, 6]]
     assert batch.labels.tolist() == [[IGNORED, 3, 4, *[IGNORED] * 3], [*[IGNORED] * 3, 5, 6, IGNORED]]
     assert batch.keep.tolist() == [1, 2, 3, 4]
-    assert [counted(row(4)), counted(row(6, prompt=4)), counted(row(3, prompt=0))] == [2, 2, 2]
+    assert [loss_weight(row(4)), loss_weight(row(6, prompt=4)), loss_weight(row(3, prompt=0))] == [2, 2, 2]
 
 
 def test_neither_padding_nor_packing_nor_neighbours_change_the_loss(model: Any) -> None:
@@ -81,7 +81,7 @@ def test_a_rows_loss_counts_as_often_as_its_weight_says(model: Any) -> None:
     alone = [float(summed_loss(model, padded([each], pad=0)).detach()) for each in (row(9, 3), heavy)]
     for batch in (padded([light, heavy], pad=0), packed([light, heavy])):
         assert float(summed_loss(model, batch).detach()) == pytest.approx(0.25 * alone[0] + alone[1], rel=1e-5)
-    assert counted(light) == 1.5
+    assert loss_weight(light) == 1.5
     assert padded([heavy], pad=0).weights is None
     assert packed([heavy]).weights is None
 

@@ -13,9 +13,11 @@ import pytest
 from configs import embedded
 from tests.training.trainer.conftest import Train, line, lines, write_dataset
 from training.trainer import TrainingConfig
+from training.trainer.batches import Batch
 from training.trainer.model import load_tokenizer
-from training.trainer.replay import FILE, Rehearsal, Stopped, as_long_as_cases, general_questions, rows_wanted
+from training.trainer.replay import FILE, Rehearsal, Stopped, general_questions, rows_wanted, weighed_as_cases
 from training.trainer.rows import ChatFormat, Row
+from training.trainer.step import summed_loss
 
 Configure = Callable[..., TrainingConfig]
 
@@ -39,9 +41,9 @@ def test_rows_are_added_where_general_questions_are_few(rows: int, general: int,
 
 def test_what_is_said_has_no_more_to_learn_than_cases_have() -> None:
     short, long = ([Row(np.arange(length, dtype=np.int32), 4)] for length in (8, 24))
-    assert as_long_as_cases(long, short)[0].weight == pytest.approx(0.2)
-    assert as_long_as_cases(short, long)[0].weight == 1.0
-    assert as_long_as_cases([], short) == []
+    assert weighed_as_cases(long, short)[0].weight == pytest.approx(0.2)
+    assert weighed_as_cases(short, long)[0].weight == 1.0
+    assert weighed_as_cases([], short) == []
 
 
 def test_general_questions_are_told_from_cases() -> None:
@@ -92,6 +94,22 @@ def test_what_is_said_is_learned_and_said_once(
         assert result["rows"] == 34
     assert asked == [([general_set()[0]], 23, config.seed)]
     assert "3 of them the base has said itself" in log.getvalue()
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_what_is_said_counts_less_where_it_is_longer_than_labels(
+    configure: Configure, run: Train, with_a_question: Path, monkeypatch: pytest.MonkeyPatch, *, packing: bool
+) -> None:
+    long = [line(f"question {number}", "a long answer, longer than any label is, to a question") for number in range(3)]
+    monkeypatch.setattr(Rehearsal, "say", lambda *_: long)
+    lightest = []
+
+    def loss(model: Any, batch: Batch) -> Any:
+        lightest.append(1.0 if batch.weights is None else float(batch.weights.min()))
+        return summed_loss(model, batch)
+
+    assert run(configure(dataset=with_a_question, packing=packing), loss=loss) is not None
+    assert 0 < min(lightest) < 0.5
 
 
 def test_a_run_that_began_without_goes_on_without(
