@@ -52,7 +52,7 @@ async def tiers(engine: VllmEngine) -> Mapping[str, float]:
         if line.startswith("loradock_tier_"):
             name, _, rest = line.removeprefix("loradock_tier_").partition('{tier="')
             tier, _, value = rest.partition('"} ')
-            figures[f"{tier}.{name}"] = float(value)
+            figures[f"{tier}.{name.removesuffix('_total')}"] = float(value)
     return figures
 
 

@@ -6,8 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
 from prometheus_client import REGISTRY
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
+
+STATES = {"capacity", "capacity_bytes", "used_bytes", "adapters"}
+"""figures that tell how it is; the others add up what has happened"""
+SHARED = {"adapters", "capacity"}
+"""figures that every worker tells of the same adapters and slots, as each holds a part of all of them"""
 
 
 class Tiered(Protocol):
@@ -18,7 +23,10 @@ class Tiered(Protocol):
 
 
 class TierCollector(Collector):
-    """One family per figure, `loradock_tier_<figure>`, labelled by tier; workers are added up."""
+    """One family per figure, labelled by tier: `loradock_tier_<figure>`, with `_total` behind what adds up.
+
+    Bytes and events of several workers are summed, adapters and slots are not.
+    """
 
     def __init__(self, engine: Tiered) -> None:
         self._engine = engine
@@ -30,9 +38,11 @@ class TierCollector(Collector):
             for tier, figures in worker.items():
                 for figure, value in figures.items():
                     by_tier = families.setdefault(figure, {})
-                    by_tier[tier] = by_tier.get(tier, 0.0) + value
+                    before = by_tier.get(tier, 0.0)
+                    by_tier[tier] = max(before, value) if figure in SHARED else before + value
         for figure, by_tier in families.items():
-            family = GaugeMetricFamily(f"loradock_tier_{figure}", "Tiers of adapters", labels=["tier"])
+            kind = GaugeMetricFamily if figure in STATES else CounterMetricFamily
+            family = kind(f"loradock_tier_{figure}", "Tiers of adapters", labels=["tier"])
             for tier, value in by_tier.items():
                 family.add_metric([tier], value)
             yield family
