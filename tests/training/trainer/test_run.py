@@ -371,14 +371,14 @@ def test_the_loss_of_the_saved_adapter_is_that_of_the_best_look(
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from training.trainer.batches import counted, padded
+    from training.trainer.batches import loss_weight, padded
     from training.trainer.rows import ChatFormat, read_lines
 
     result = run(configure())
     assert result is not None
     rows = ChatFormat(AutoTokenizer.from_pretrained(base)).encode(read_lines(dataset / "validation.jsonl"), 256).rows
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), result["adapter"]).eval()
-    loss = float(summed_loss(model, padded(rows, pad=0)).detach()) / sum(map(counted, rows))
+    loss = float(summed_loss(model, padded(rows, pad=0)).detach()) / sum(map(loss_weight, rows))
     assert loss == pytest.approx(result["validation_loss"], rel=1e-4)
 
 
