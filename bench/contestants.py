@@ -28,6 +28,7 @@ from serving.engine.command import TUNED_KERNELS, environment, render, socket_pa
 from serving.engine.model import BaseModel
 from serving.engine.process import VllmEngine
 from serving.engine.transport import Transport
+from serving.engine.worker.prepared import SUFFIX
 from serving.errors import EngineTimeout, EngineUnavailable
 from serving.residency import Patience, Residency
 
@@ -98,11 +99,11 @@ class Ours:
 
     def prepared(self) -> int:
         """How many are prepared."""
-        return sum(1 for folder in self.prepared_folders() for _ in folder.glob("*.row"))
+        return sum(1 for folder in self.prepared_folders() for _ in folder.glob(f"*{SUFFIX}"))
 
     def prepared_files(self, adapter: AdapterVersion) -> list[Path]:
         """The adapter's prepared file, one for each worker that lays it out in its own way."""
-        return [file for folder in self.prepared_folders() if (file := folder / f"{adapter.digest}.row").exists()]
+        return [file for folder in self.prepared_folders() if (file := folder / f"{adapter.digest}{SUFFIX}").exists()]
 
     @asynccontextmanager
     async def opening(self, adapter: AdapterVersion | None, body: dict[str, Any]) -> AsyncIterator[EngineResponse]:

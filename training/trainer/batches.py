@@ -133,8 +133,8 @@ def padded(rows: Sequence[Row], pad: int) -> Batch:
         begin = max(row.prompt, 1)
         ids[at, : len(row)] = tokens
         labels[at, begin - 1 : len(row) - 1] = tokens[begin:]
-    weights = torch.tensor([row.weight for row in rows])[:, None].expand_as(labels)
-    return Batch(ids, labels, _labelled(labels), None, tuple(len(row) for row in rows), _uneven(rows, weights))
+    weights = _weights(rows, [width] * len(rows), labels)
+    return Batch(ids, labels, _labelled(labels), None, tuple(len(row) for row in rows), weights)
 
 
 def packed(rows: Sequence[Row]) -> Batch:
@@ -150,10 +150,8 @@ def packed(rows: Sequence[Row]) -> Batch:
         at += len(row)
     positions = torch.cat([torch.arange(len(row)) for row in rows])
     lengths = tuple(len(row) for row in rows)
-    weights = torch.tensor([row.weight for row in rows]).repeat_interleave(torch.tensor(lengths))
-    return Batch(
-        ids[None], labels[None], _labelled(labels[None]), positions[None], lengths, _uneven(rows, weights[None])
-    )
+    weights = _weights(rows, lengths, labels[None])
+    return Batch(ids[None], labels[None], _labelled(labels[None]), positions[None], lengths, weights)
 
 
 def idle(pad: int) -> Batch:
@@ -164,9 +162,13 @@ def idle(pad: int) -> Batch:
     return Batch(torch.full((1, 2), pad), labels, torch.tensor([0]), None, (2,))
 
 
-def _uneven(rows: Sequence[Row], weights: torch.Tensor) -> torch.Tensor | None:
-    """The weights, unless they are all 1."""
-    return None if all(row.weight == 1 for row in rows) else weights
+def _weights(rows: Sequence[Row], widths: Sequence[int], labels: torch.Tensor) -> torch.Tensor | None:
+    """Each row's weight for the `widths` tokens that it has in `labels`; None if all are 1."""
+    import torch
+
+    if all(row.weight == 1 for row in rows):
+        return None
+    return torch.tensor([row.weight for row in rows]).repeat_interleave(torch.tensor(widths)).view(labels.shape)
 
 
 def _labelled(labels: torch.Tensor) -> torch.Tensor:
