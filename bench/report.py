@@ -62,14 +62,23 @@ def result(
 
 def publish(outcome: Mapping[str, Any], tables: Sequence[Table], out: Path | None) -> None:
     """JSON to stdout and to `out` if given; tables to stderr, the bars last."""
-    text = json.dumps(outcome, indent=2)
-    print(text)
+    print(json.dumps(outcome, indent=2))
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(text + "\n", encoding="utf-8")
+        save(outcome, out)
     console = Console(file=sys.stderr, width=None if sys.stderr.isatty() else TABLE_WIDTH)
     for table in (*tables, bars_table(outcome["bars"])):
         console.print(table)
+
+
+def save(outcome: Mapping[str, Any], out: Path) -> None:
+    """Write a result as `bench/results` holds them."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(outcome, indent=2) + "\n", encoding="utf-8")
+
+
+def say(what: str) -> None:
+    """How far it is, for who waits."""
+    print(what, file=sys.stderr, flush=True)
 
 
 def bars_table(bars: Sequence[Mapping[str, Any]]) -> Table:

@@ -15,7 +15,6 @@ import itertools
 import json
 import os
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -26,7 +25,7 @@ from typing import Any
 from adapters_registry.model import AdapterVersion
 from bench.contestants import Contestant, Ours, Setup, ours, stock
 from bench.random_adapters import make_adapters
-from bench.report import Bar, publish, result
+from bench.report import Bar, publish, result, say
 from bench.residency_churn import churn
 from bench.residency_loads import Arrivals, Beside, Interference
 from bench.residency_plot import draw
@@ -208,11 +207,6 @@ async def zipf(
             figures[contestant.name].append(got)
             say(f"{contestant.name}, Zipf: {got}")
     return figures
-
-
-def say(what: str) -> None:
-    """How far it is, for who waits."""
-    print(what, file=sys.stderr, flush=True)
 
 
 def median(rounds: Sequence[dict[str, float]], figure: str) -> float:

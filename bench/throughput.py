@@ -2,20 +2,23 @@
 
     python -m bench.throughput [--variants VARIANTS.json] [--shape 7b] [--out bench/results/throughput.json]
 
-A variant is a name and further arguments of vLLM; each gets an engine of its own, one after the other. Of the first one
-the gateway's share is measured too: the same streams straight to the engine and through `loradock serve`, in turn.
+A variant is a name and further arguments of vLLM; each gets an engine of its own, one after the other, and `--out` is
+written after each. Beside long answers to short prompts it carries a mixed load: long prompts that come while others
+are answered. Of the first variant the gateway's share is measured too: the same streams straight to the engine and
+through `loradock serve`, in turn.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
 import os
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,17 +30,21 @@ from bench.contestants import Contestant, Endpoint, Setup, stock
 from bench.environment import ROOT
 from bench.processes import Child, free_port
 from bench.random_adapters import make_adapters
-from bench.report import Bar, publish, result
-from bench.residency_loads import Trace, ask, body, prompts
+from bench.report import Bar, publish, result, save, say
+from bench.residency_loads import Trace, ask, at, body, prompts
 from bench.server import command_of, until_ready
 from bench.shapes import SHAPES, write_shape
-from configs.profiles import AUTO, load_profile
+from configs.profiles import AUTO, KERNELS, EngineProfile, load_profile
 from configs.settings import EMBEDDED
+from serving.engine.command import TUNED_KERNELS
 from serving.engine.hardware import resolve_profile
 from serving.engine.transport import Transport
 
 SHARE = 0.98
-SMOKE = {"rounds": 1, "streams": 4, "tokens": 40, "adapters": 3, "prompt": 16, "rank": 8}
+SMOKE = {
+    "rounds": 1, "streams": 4, "tokens": 40, "adapters": 3, "prompt": 16, "rank": 8, "turns": 2, "mixed_prompt": 64,
+    "mixed_tokens": 8,
+}  # fmt: skip
 
 
 async def tokens_per_s(
@@ -52,11 +59,50 @@ async def tokens_per_s(
             for number, trace in enumerate(traces)
         )
     )
+    return rate_of(traces, min(trace.tokens[0] for trace in whole(traces)))
+
+
+def whole(traces: Sequence[Trace]) -> Sequence[Trace]:
+    """`traces`. Raises RuntimeError unless each is a whole answer."""
     failed = [trace.error for trace in traces if trace.error or len(trace.tokens) < 2]
     if failed:
-        raise RuntimeError(f"{len(failed)} of {args.streams} streams failed: {failed[0]}")
-    begin = min(trace.tokens[0] for trace in traces)
+        raise RuntimeError(f"{len(failed)} of {len(traces)} answers failed: {failed[0]}")
+    return traces
+
+
+def rate_of(traces: Sequence[Trace], begin: float) -> float:
+    """Tokens a second from `begin` to the last one."""
     return sum(len(trace.tokens) for trace in traces) / (max(trace.tokens[-1] for trace in traces) - begin)
+
+
+async def mixed(
+    contestant: Contestant, adapters: Sequence[AdapterVersion], args: argparse.Namespace, source: Iterator[list[int]]
+) -> dict[str, float]:
+    """`--streams` clients, spread over `adapters`, that each ask `--turns` times, prompts and answers of `--mixed-...`.
+
+    What comes of it: output tokens a second from the first question on, and times in ms, first tokens of the first turn
+    left out, as all clients ask at once there.
+    """
+    turns: list[list[Trace]] = [[] for _ in range(args.turns)]
+
+    async def client(adapter: AdapterVersion) -> None:
+        for turn in turns:
+            trace = Trace(time.perf_counter())
+            turn.append(trace)
+            await ask(contestant, adapter, body(next(source), args.mixed_tokens), trace)
+
+    began = time.perf_counter()
+    await asyncio.gather(*(client(adapters[number % len(adapters)]) for number in range(args.streams)))
+    traces = whole(list(itertools.chain.from_iterable(turns)))
+    gaps = [1e3 * gap for trace in traces for gap in trace.gaps(began, trace.tokens[-1])]
+    firsts = [1e3 * (trace.tokens[0] - trace.asked) for turn in turns[1:] for trace in turn]
+    return {
+        "tokens_per_s": round(rate_of(traces, began), 1),
+        "gap_p50_ms": at(gaps, 0.5),
+        "gap_p99_ms": at(gaps, 0.99),
+        "first_p50_ms": at(firsts, 0.5),
+        "first_p95_ms": at(firsts, 0.95),
+    }
 
 
 async def by_adapters(
@@ -118,21 +164,38 @@ async def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     profile = load_profile(resolve_profile(args.profile, os.environ))
     figures: dict[str, Any] = {"variants": {}}
     for number, (name, arguments) in enumerate(variants_of(args).items()):
-        given = ({"load_format": "dummy"} if args.shape else {}) | arguments
-        slots, rank = int(given.pop("slots", args.adapters)), int(given.pop("rank", args.rank))
-        env = profile.env | given.pop("env", {})
-        setup = Setup(model, profile.model_copy(update={"env": env}), slots, rank, given, slots)
+        setup = setup_of(model, profile, arguments, args)
         if number == 0:
             args.vocabulary = json.loads((setup.base / "config.json").read_text())["vocab_size"]
             adapters = make_adapters(setup.base, folder / "adapters", args.adapters, args.rank)
+        variant: dict[str, Any] = {"arguments": arguments}
+        figures["variants"][name] = variant
         port, began = free_port(), time.monotonic()
-        async with stock(setup, folder, folder / "adapters", port) as engine:
-            started = round(time.monotonic() - began, 1)
-            rates = await by_adapters(engine, adapters, args, args.vocabulary)
-            figures["variants"][name] = {"start_s": started, "arguments": arguments, "tokens_per_s": rates}
-            if number == 0 and not args.no_gateway:
-                figures["gateway"] = await through_gateway(engine, port, adapters, args, folder)
+        try:
+            async with stock(setup, folder, folder / "adapters", port) as engine:
+                variant["start_s"] = round(time.monotonic() - began, 1)
+                variant["tokens_per_s"] = await by_adapters(engine, adapters, args, args.vocabulary)
+                source = prompts(args.seed + 1, args.mixed_prompt, args.vocabulary)
+                variant["mixed"] = [await mixed(engine, adapters, args, source) for _ in range(args.rounds + 1)][1:]
+                if number == 0 and not args.no_gateway:
+                    figures["gateway"] = await through_gateway(engine, port, adapters, args, folder)
+        except RuntimeError as error:  # the other variants are worth having
+            if args.variants is None:
+                raise
+            variant["error"] = str(error)
+        say(f"{name}: {variant}")
+        if args.out is not None:
+            save(outcome(args, figures), args.out)
     return figures
+
+
+def setup_of(model: str, profile: EngineProfile, arguments: dict[str, Any], args: argparse.Namespace) -> Setup:
+    """A variant's engine: the profile's, with tuned kernels as when it serves; in `env`, null takes a variable away."""
+    given = ({"load_format": "dummy"} if args.shape else {}) | json.loads(args.args) | arguments
+    slots, rank = int(given.pop("slots", args.adapters)), int(given.pop("rank", args.rank))
+    env = {TUNED_KERNELS: str(KERNELS)} | profile.env | given.pop("env", {})
+    kept = {name: value for name, value in env.items() if value is not None}
+    return Setup(model, profile.model_copy(update={"env": kept}), slots, rank, given, slots)
 
 
 def variants_of(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
@@ -145,15 +208,33 @@ def variants_of(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
 
 def table(figures: dict[str, Any]) -> Table:
     """A line for each variant."""
-    drawn = Table(title="output tokens a second, medians", title_justify="left")
+    drawn = Table(title="output tokens a second, medians; mixed: also ms between tokens", title_justify="left")
     drawn.add_column("variant")
-    first = next(iter(figures["variants"].values()))["tokens_per_s"]
-    for heading in (*first, "start"):
+    measured = {name: variant for name, variant in figures["variants"].items() if "mixed" in variant}
+    loads = list(next(iter(measured.values()))["tokens_per_s"]) if measured else []
+    for heading in (*loads, "mixed", "p50", "p99", "start"):
         drawn.add_column(heading, justify="right")
     for name, variant in figures["variants"].items():
+        if name not in measured:
+            drawn.add_row(name, *["failed"] * len(loads))
+            continue
         rates = [f"{statistics.median(rounds):,.0f}" for rounds in variant["tokens_per_s"].values()]
-        drawn.add_row(name, *rates, f"{variant['start_s']:g} s")
+        rate, p50, p99 = (
+            statistics.median(one[figure] for one in variant["mixed"])
+            for figure in ("tokens_per_s", "gap_p50_ms", "gap_p99_ms")
+        )
+        drawn.add_row(name, *rates, f"{rate:,.0f}", f"{p50:.1f}", f"{p99:.1f}", f"{variant['start_s']:.0f} s")
     return drawn
+
+
+def outcome(args: argparse.Namespace, figures: dict[str, Any]) -> dict[str, Any]:
+    """The result so far."""
+    settings = {name: value for name, value in vars(args).items() if name not in {"out", "variants"}}
+    bars = []
+    if rates := figures.get("gateway"):
+        shares = [through / direct for direct, through in zip(rates["direct"], rates["gateway"], strict=True)]
+        bars.append(Bar("through the gateway / direct", round(statistics.median(shares), 4), SHARE, "x", "at least"))
+    return result("throughput", settings, figures, bars)
 
 
 def main() -> None:
@@ -163,12 +244,16 @@ def main() -> None:
     parser.add_argument("--shape", choices=SHAPES, help="random weights in this shape instead")
     parser.add_argument("--profile", default=AUTO)
     parser.add_argument("--variants", type=Path, help="JSON: arguments of vLLM by name; also `slots`, `rank` and `env`")
+    parser.add_argument("--args", default="{}", help="further arguments of vLLM for all variants, in JSON")
     parser.add_argument("--no-gateway", action="store_true")
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--adapters", type=int, default=8)
     parser.add_argument("--streams", type=int, default=64)
     parser.add_argument("--tokens", type=int, default=512, help="of each answer")
     parser.add_argument("--prompt", type=int, default=128, help="tokens")
+    parser.add_argument("--turns", type=int, default=3, help="of each client in the mixed load")
+    parser.add_argument("--mixed-prompt", type=int, default=1024, help="tokens")
+    parser.add_argument("--mixed-tokens", type=int, default=128, help="of each answer")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--smoke", action="store_true")
@@ -176,14 +261,9 @@ def main() -> None:
     args = parser.parse_args()
     if args.smoke:
         vars(args).update(SMOKE)
-    settings = {name: value for name, value in vars(args).items() if name not in {"out", "variants"}}
     with tempfile.TemporaryDirectory(prefix="loradock-throughput-") as temporary:
         figures = asyncio.run(measure(args, Path(temporary)))
-    bars = []
-    if rates := figures.get("gateway"):
-        shares = [through / direct for direct, through in zip(rates["direct"], rates["gateway"], strict=True)]
-        bars.append(Bar("through the gateway / direct", round(statistics.median(shares), 4), SHARE, "x", "at least"))
-    publish(result("throughput", settings, figures, bars), [table(figures)], args.out)
+    publish(outcome(args, figures), [table(figures)], args.out)
 
 
 if __name__ == "__main__":
