@@ -1,0 +1,232 @@
+"""Bringing what is asked for into the slots of one engine: first come first served, never evicting what is in use."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections import deque
+from collections.abc import Callable
+
+from serving.engine.base import Engine, EngineState
+from serving.errors import AdapterLoadFailed, EngineUnavailable, ServingError
+from serving.residency.ahead import Ahead
+from serving.residency.slots import AdapterState, Entry, SlotCache
+
+log = logging.getLogger(__name__)
+
+FAILURE_COOLDOWN_S = 5.0
+"""A refused adapter is not tried again sooner."""
+DRAIN_AFTER_S = 0.25
+"""A load that waits this long for a slot makes the least valuable busy adapter drain."""
+
+
+class Loader:
+    """The queue of loads of one engine and its slots. `run` is to be kept running; `changed` tells it to look again.
+
+    `on_load` and `on_stage` are those of `Residency`; `on_idle()` is called when nobody waits.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        ahead: Ahead,
+        *,
+        on_load: Callable[[float, str], None],
+        on_stage: Callable[[float], None],
+        on_idle: Callable[[], None],
+        clock: Callable[[], float],
+    ) -> None:
+        self._engine = engine
+        self._ahead = ahead
+        self._on_load = on_load
+        self._on_stage = on_stage
+        self._on_idle = on_idle
+        self._clock = clock
+        self._cache: SlotCache | None = None
+        self._load_s = 0.05  # first guess of a load's duration; then a moving average
+        self.queue: deque[Entry] = deque()
+        self.changed = asyncio.Event()
+        self.epoch = 0
+        """counts losses of all adapters; what was taken in an earlier epoch is not given back"""
+        self.evictions = 0
+        self.longest_wait_s = 0.0
+        """of all loads that ended well, from asking to ready"""
+
+    @property
+    def slots(self) -> SlotCache:
+        """The slots; made late because a remote engine tells their number only when it is reached."""
+        if self._cache is None or (self._cache.maxsize != self._engine.slots and not self._cache):
+            self._cache = SlotCache(self._engine.slots)
+        return self._cache
+
+    @property
+    def free(self) -> int:
+        """Slots that further loads could have without evicting anything."""
+        return self._engine.slots - len(self.slots) - len(self.queue)
+
+    def ask(self, entry: Entry) -> asyncio.Future[None]:
+        """The future of the load of `entry`, which is not ready; queued if no load is under way."""
+        if entry.ready is None:
+            entry.ready = asyncio.get_running_loop().create_future()
+            # Nobody may be waiting when it fails: a prefetch, or requests that all went to the base.
+            entry.ready.add_done_callback(lambda future: future.cancelled() or future.exception())
+            if entry.state is AdapterState.ABSENT:
+                self._enqueue(entry)
+                self.changed.set()
+        return entry.ready
+
+    def expected_wait_s(self, entry: Entry) -> float:
+        """How long the loads before that of `entry` are likely to take."""
+        ahead = self.queue.index(entry) if entry in self.queue else 0
+        return ahead * self._load_s
+
+    def resolve(self, entry: Entry, error: Exception | None = None) -> None:
+        """Tell those who wait for `entry` that it is ready, or why not."""
+        ready, entry.ready = entry.ready, None
+        if ready is None or ready.done():
+            return
+        if error is None:
+            ready.set_result(None)
+        else:
+            ready.set_exception(error)
+
+    def leave(self, entry: Entry) -> None:
+        """Let `entry` leave: now, or once the load under way has served those who wait for it."""
+        entry.leaving = entry.state in (AdapterState.STAGING, AdapterState.STAGED, AdapterState.LOADING)
+        if entry.state is AdapterState.READY:
+            entry.state = AdapterState.DRAINING
+        self.changed.set()
+
+    def forget(self) -> list[Entry]:
+        """The engine died: nothing is resident, requests in flight are over. Returns what was, the best first."""
+        lost = sorted(self.slots.values(), key=lambda entry: (entry.pinned, entry.priority), reverse=True)
+        self.epoch += 1
+        self._cache = None
+        for entry in lost:
+            entry.in_flight = 0
+            entry.state = AdapterState.ABSENT
+            if entry.ready is not None:  # asked for while draining
+                self._enqueue(entry)
+        return lost
+
+    async def run(self) -> None:
+        """Load what is asked for, for ever."""
+        while True:
+            await self._evict_drained()
+            if self._engine.staging and not self.queue and self._engine.status.state is EngineState.READY:
+                self._on_idle()
+            if not self.queue or self._engine.status.state is not EngineState.READY:
+                self.changed.clear()
+                if not self.slots.drained() and (not self.queue or self._engine.status.state is not EngineState.READY):
+                    await self.changed.wait()
+                continue
+            entry = self.queue[0]
+            try:
+                await self._load(entry)
+            except EngineUnavailable as error:
+                # The engine's own watcher brings it back; the entry stays first in the queue.
+                log.warning("loading %s waits for engine %s: %s", entry.adapter.engine_name, self._engine.name, error)
+                entry.state = AdapterState.STAGING
+                await asyncio.sleep(0.05)
+            except ServingError as error:
+                self._fail(entry, error)
+
+    def _enqueue(self, entry: Entry) -> None:
+        entry.state = AdapterState.STAGING
+        entry.asked_at = self._clock()
+        entry.ahead = False
+        self.queue.append(entry)
+        self._ahead.look(self.queue)
+
+    async def _load(self, entry: Entry) -> None:
+        """Bring the first of the queue into a slot."""
+        if entry.waiters == 0 and not entry.wanted:
+            self.queue.remove(entry)
+            entry.state = AdapterState.ABSENT
+            self.resolve(entry, EngineUnavailable("nobody waits for this load any more"))
+            return
+        entry.state = AdapterState.STAGING
+        if not self._engine.staging:
+            began = self._clock()
+            await self._engine.stage(entry.adapter)
+            self._on_stage(self._clock() - began)
+        entry.state = AdapterState.STAGED
+        await self._free_slot()
+        entry.state = AdapterState.LOADING
+        epoch, began = self.epoch, self._clock()
+        try:
+            await self._engine.load(entry.adapter)
+        except AdapterLoadFailed:
+            self._on_load(self._clock() - began, "failed")
+            raise
+        if epoch != self.epoch:
+            entry.state = AdapterState.STAGING
+            return
+        entry.load_s = self._clock() - began
+        entry.loads += 1
+        self._load_s += 0.2 * (entry.load_s - self._load_s)
+        self._on_load(entry.load_s, "ok")
+        self.queue.remove(entry)
+        self._ahead.look(self.queue)
+        self.longest_wait_s = max(self.longest_wait_s, self._clock() - entry.asked_at)
+        entry.wanted, entry.failure = False, None
+        entry.state = AdapterState.READY
+        self.slots[entry.adapter.engine_name] = entry
+        self.slots.touch(entry)
+        self.resolve(entry)
+        if entry.leaving and entry.waiters == 0:
+            self.leave(entry)
+
+    async def _free_slot(self) -> None:
+        """Return when a slot is free, evicting if need be, and draining a busy adapter if that takes too long."""
+        if self._engine.slots == 0:
+            raise AdapterLoadFailed(f"engine {self._engine.name} takes no adapters")
+        drain_at = self._clock() + DRAIN_AFTER_S
+        while self.slots.full:
+            if all(resident.pinned for resident in self.slots.values()):
+                raise AdapterLoadFailed(f"all {self._engine.slots} slots of engine {self._engine.name} are pinned")
+            await self._evict_drained()
+            if not self.slots.full:
+                break
+            victim = self.slots.lowest(evictable=True)
+            if victim is not None:
+                self.slots.popitem()
+                await self._unload(victim)
+                continue
+            if self._clock() >= drain_at:
+                self.slots.drain_one()
+            self.changed.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(DRAIN_AFTER_S):
+                    await self.changed.wait()
+
+    async def _evict_drained(self) -> None:
+        while drained := self.slots.drained():
+            self.slots.pop(drained[0].adapter.engine_name, None)
+            await self._unload(drained[0])
+
+    async def _unload(self, entry: Entry) -> None:
+        """Free the slot of an entry that has left the cache; queue it again if requests came for it meanwhile."""
+        entry.state = AdapterState.DRAINING
+        epoch = self.epoch
+        self.evictions += 1
+        try:
+            await self._engine.unload(entry.adapter.engine_name, entry.adapter.engine_id)
+        except ServingError as error:
+            log.info("unloading %s: %s", entry.adapter.engine_name, error)
+        if epoch != self.epoch and entry.state is not AdapterState.DRAINING:
+            return
+        if entry.ready is not None:
+            self._enqueue(entry)
+        else:
+            entry.state = AdapterState.ABSENT
+
+    def _fail(self, entry: Entry, error: ServingError) -> None:
+        log.warning("adapter %s: %s", entry.adapter.engine_name, error.message)
+        self.queue.remove(entry)
+        entry.state = AdapterState.ABSENT
+        entry.wanted = False
+        entry.failure = error
+        entry.failed_until = self._clock() + FAILURE_COOLDOWN_S
+        self.resolve(entry, error)
