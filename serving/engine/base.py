@@ -129,6 +129,11 @@ class Engine(Answering, Protocol):
         ...
 
     @property
+    def loads_at_once(self) -> int:
+        """How many adapters it fills slots with at a time."""
+        ...
+
+    @property
     def transport(self) -> Transport:
         """How it is reached, for other processes to reach it too."""
         ...

@@ -33,6 +33,8 @@ DROPPED = ("VLLM_API_KEY", "VLLM_ALLOW_RUNTIME_LORA_UPDATING", "VLLM_LORA_RESOLV
 
 TUNED_KERNELS = "VLLM_TUNED_CONFIG_FOLDER"
 SERVER_KEEPALIVE_S = 600
+LOADS = 4
+"""adapters that are brought into slots at a time, where there are cores for it"""
 SPARE_SLOTS = 1
 """slots beyond those that are promised, where adapters are staged: one can come before another has gone"""
 EXTENSION = "serving.engine.worker.extension.StagingExtension"
@@ -73,7 +75,12 @@ def staging_plan(settings: EngineSettings, profile: EngineProfile, run_dir: Path
     """What the engine's process may keep of adapters; the settings go before the profile."""
     host = profile.host_bytes if settings.host_bytes is None else settings.host_bytes
     disk = profile.prepared_bytes if settings.prepared_bytes is None else settings.prepared_bytes
-    return StagingPlan(str(prepared), host, disk, SPARE_SLOTS, str(run_dir / "notices.sock"))
+    return StagingPlan(str(prepared), host, disk, SPARE_SLOTS, loads_at_once(), str(run_dir / "notices.sock"))
+
+
+def loads_at_once() -> int:
+    """Adapters that a staging engine on this machine is given at a time; its model wants most of the cores."""
+    return max(1, min(LOADS, usable_cores() // 4))
 
 
 def vllm_arguments(settings: EngineSettings, profile: EngineProfile, model: str, run_dir: Path) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from configs.settings import EngineSettings
 from serving.engine.backoff import Backoff
 from serving.engine.base import EngineResponse, EngineState, EngineStatus
 from serving.engine.child import EngineProcess, bound, make_run_dir, rotate
-from serving.engine.command import build_command, socket_path, stages, user_arguments
+from serving.engine.command import build_command, loads_at_once, socket_path, stages, user_arguments
 from serving.engine.files import read_files
 from serving.engine.model import BaseModel
 from serving.engine.startup import LogReader, shorten
@@ -86,6 +86,7 @@ class VllmEngine:
         self.max_context: int | None = None
         self.log_path = home / "logs" / f"engine-{settings.name}.log"
         self.staging = stages(settings, profile)
+        self.loads_at_once = loads_at_once() if self.staging else 1
         self._prepared = home / "prepared"
         self._settings = settings
         self._profile = profile

@@ -66,6 +66,7 @@ class UrlEngine(ABC):
 
     poll_s = POLL_S
     staging = False
+    loads_at_once = 1
 
     def __init__(self, settings: EngineSettings, *, environ: Mapping[str, str], request_timeout_s: float) -> None:
         """Raises SettingsError when the url is missing or the key's variable is not set."""

@@ -14,7 +14,7 @@ from serving.errors import ServingError
 from serving.residency.slots import Entry
 
 AHEAD = 4
-"""so many of those that wait for their turn are brought near meanwhile"""
+"""so many of those that wait for a slot are brought near meanwhile"""
 NEAR = 32
 """so many at most are brought near at a time because they are likely to be asked for"""
 
@@ -31,8 +31,8 @@ class Ahead:
         self._prepared: set[str] = set()
 
     def look(self, queue: Iterable[Entry]) -> None:
-        """Bring near those that come after the first of `queue`, which is being loaded."""
-        coming = [entry for entry in itertools.islice(queue, 1, 1 + AHEAD) if not entry.ahead]
+        """Bring near the first of `queue`, which wait for slots."""
+        coming = [entry for entry in itertools.islice(queue, AHEAD) if not entry.ahead]
         for entry in coming:
             entry.ahead = True
         self._send(self._stage, [entry.adapter for entry in coming])

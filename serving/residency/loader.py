@@ -1,4 +1,8 @@
-"""Bringing what is asked for into the slots of one engine: first come first served, never evicting what is in use."""
+"""Bringing what is asked for into the slots of one engine: first come first served, never evicting what is in use.
+
+Slots are given away one at a time, in the order of asking; an engine that stages then fills several of them at once, so
+that an adapter in host memory need not wait for one that is read from disk.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +49,9 @@ class Loader:
         self._clock = clock
         self._cache: SlotCache | None = None
         self._load_s = 0.05  # first guess of a load's duration; then a moving average
+        self._loads: dict[Entry, asyncio.Task[None]] = {}
         self.queue: deque[Entry] = deque()
+        """those that have no slot yet"""
         self.changed = asyncio.Event()
         self.epoch = 0
         """counts losses of all adapters; what was taken in an earlier epoch is not given back"""
@@ -61,9 +67,14 @@ class Loader:
         return self._cache
 
     @property
+    def waiting(self) -> int:
+        """Loads that are asked for and not finished."""
+        return len(self.queue) + len(self._loads)
+
+    @property
     def free(self) -> int:
         """Slots that further loads could have without evicting anything."""
-        return self._engine.slots - len(self.slots) - len(self.queue)
+        return self._engine.slots - len(self.slots) - self.waiting
 
     def ask(self, entry: Entry) -> asyncio.Future[None]:
         """The future of the load of `entry`, which is not ready; queued if no load is under way."""
@@ -79,7 +90,7 @@ class Loader:
     def expected_wait_s(self, entry: Entry) -> float:
         """How long the loads before that of `entry` are likely to take."""
         ahead = self.queue.index(entry) if entry in self.queue else 0
-        return ahead * self._load_s
+        return ahead * self._load_s / self._engine.loads_at_once
 
     def resolve(self, entry: Entry, error: Exception | None = None) -> None:
         """Tell those who wait for `entry` that it is ready, or why not."""
@@ -116,44 +127,80 @@ class Loader:
             await self._evict_drained()
             if self._engine.staging and not self.queue and self._engine.status.state is EngineState.READY:
                 self._on_idle()
-            if not self.queue or self._engine.status.state is not EngineState.READY:
-                self.changed.clear()
-                if not self.slots.drained() and (not self.queue or self._engine.status.state is not EngineState.READY):
-                    await self.changed.wait()
+            if self._may_begin():
+                await self._begin(self.queue[0])
                 continue
-            entry = self.queue[0]
-            try:
-                await self._load(entry)
-            except EngineUnavailable as error:
-                # The engine's own watcher brings it back; the entry stays first in the queue.
-                log.warning("loading %s waits for engine %s: %s", entry.adapter.engine_name, self._engine.name, error)
-                entry.state = AdapterState.STAGING
-                await asyncio.sleep(0.05)
-            except ServingError as error:
-                self._fail(entry, error)
+            self.changed.clear()
+            if not self.slots.drained() and not self._may_begin():
+                self._ahead.look(self.queue)
+                await self.changed.wait()
+
+    async def stop(self) -> None:
+        """End the loads under way."""
+        for load in self._loads.values():
+            load.cancel()
+        await asyncio.gather(*self._loads.values(), return_exceptions=True)
+
+    def _may_begin(self) -> bool:
+        return (
+            bool(self.queue)
+            and self._engine.status.state is EngineState.READY
+            and len(self._loads) < self._engine.loads_at_once
+        )
 
     def _enqueue(self, entry: Entry) -> None:
         entry.state = AdapterState.STAGING
         entry.asked_at = self._clock()
         entry.ahead = False
         self.queue.append(entry)
-        self._ahead.look(self.queue)
 
-    async def _load(self, entry: Entry) -> None:
-        """Bring the first of the queue into a slot."""
+    async def _begin(self, entry: Entry) -> None:
+        """Give the first of the queue a slot and begin to load it, unless nobody wants it any more."""
         if entry.waiters == 0 and not entry.wanted:
             self.queue.remove(entry)
             entry.state = AdapterState.ABSENT
             self.resolve(entry, EngineUnavailable("nobody waits for this load any more"))
             return
         entry.state = AdapterState.STAGING
-        if not self._engine.staging:
-            began = self._clock()
-            await self._engine.stage(entry.adapter)
-            self._on_stage(self._clock() - began)
-        entry.state = AdapterState.STAGED
-        await self._free_slot()
+        try:
+            if not self._engine.staging:
+                began = self._clock()
+                await self._engine.stage(entry.adapter)
+                self._on_stage(self._clock() - began)
+            entry.state = AdapterState.STAGED
+            await self._free_slot()
+        except ServingError as error:
+            self.queue.remove(entry)
+            await self._not_loaded(entry, error)
+            return
+        self.queue.remove(entry)
         entry.state = AdapterState.LOADING
+        self._loads[entry] = asyncio.create_task(self._load(entry), name=f"load {entry.adapter.engine_name}")
+
+    async def _load(self, entry: Entry) -> None:
+        """Fill the slot that is kept for `entry`."""
+        try:
+            await self._fill(entry)
+        except ServingError as error:
+            await self._not_loaded(entry, error)
+        except Exception as error:  # a defect: those who wait are told, and the loads behind go on
+            log.exception("loading %s", entry.adapter.engine_name)
+            self._fail(entry, AdapterLoadFailed(f"adapter {entry.adapter.engine_name} cannot be loaded: {error}"))
+        finally:
+            del self._loads[entry]
+            self.changed.set()
+
+    async def _not_loaded(self, entry: Entry, error: ServingError) -> None:
+        if not isinstance(error, EngineUnavailable):
+            self._fail(entry, error)
+            return
+        # The engine's own watcher brings it back; the entry is first in the queue again.
+        log.warning("loading %s waits for engine %s: %s", entry.adapter.engine_name, self._engine.name, error)
+        entry.state = AdapterState.STAGING
+        await asyncio.sleep(0.05)
+        self.queue.appendleft(entry)
+
+    async def _fill(self, entry: Entry) -> None:
         epoch, began = self.epoch, self._clock()
         try:
             await self._engine.load(entry.adapter)
@@ -161,14 +208,11 @@ class Loader:
             self._on_load(self._clock() - began, "failed")
             raise
         if epoch != self.epoch:
-            entry.state = AdapterState.STAGING
-            return
+            raise EngineUnavailable("the engine died and came back meanwhile")
         entry.load_s = self._clock() - began
         entry.loads += 1
         self._load_s += 0.2 * (entry.load_s - self._load_s)
         self._on_load(entry.load_s, "ok")
-        self.queue.remove(entry)
-        self._ahead.look(self.queue)
         self.longest_wait_s = max(self.longest_wait_s, self._clock() - entry.asked_at)
         entry.wanted, entry.failure = False, None
         entry.state = AdapterState.READY
@@ -179,15 +223,18 @@ class Loader:
             self.leave(entry)
 
     async def _free_slot(self) -> None:
-        """Return when a slot is free, evicting if need be, and draining a busy adapter if that takes too long."""
+        """Return when a slot is free, evicting if need be, and draining a busy adapter if that takes too long.
+
+        A slot that is being filled is not free.
+        """
         if self._engine.slots == 0:
             raise AdapterLoadFailed(f"engine {self._engine.name} takes no adapters")
         drain_at = self._clock() + DRAIN_AFTER_S
-        while self.slots.full:
-            if all(resident.pinned for resident in self.slots.values()):
+        while self._full:
+            if not self._loads and all(resident.pinned for resident in self.slots.values()):
                 raise AdapterLoadFailed(f"all {self._engine.slots} slots of engine {self._engine.name} are pinned")
             await self._evict_drained()
-            if not self.slots.full:
+            if not self._full:
                 break
             victim = self.slots.lowest(evictable=True)
             if victim is not None:
@@ -196,10 +243,15 @@ class Loader:
                 continue
             if self._clock() >= drain_at:
                 self.slots.drain_one()
+            self._ahead.look(self.queue)
             self.changed.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(DRAIN_AFTER_S):
                     await self.changed.wait()
+
+    @property
+    def _full(self) -> bool:
+        return len(self.slots) + len(self._loads) >= self._engine.slots
 
     async def _evict_drained(self) -> None:
         while drained := self.slots.drained():
@@ -224,7 +276,6 @@ class Loader:
 
     def _fail(self, entry: Entry, error: ServingError) -> None:
         log.warning("adapter %s: %s", entry.adapter.engine_name, error.message)
-        self.queue.remove(entry)
         entry.state = AdapterState.ABSENT
         entry.wanted = False
         entry.failure = error

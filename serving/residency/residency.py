@@ -74,6 +74,7 @@ class Residency:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._loading
             self._loading = None
+        await self._loader.stop()
         self._ahead.stop()
         for entry in self._entries.values():
             self._loader.resolve(entry, EngineUnavailable("the server is shutting down"))
@@ -189,7 +190,7 @@ class Residency:
     @property
     def waiting(self) -> int:
         """Loads that are asked for and not finished."""
-        return len(self._loader.queue)
+        return self._loader.waiting
 
     # -- inside ------------------------------------------------------------------------------------------------------
 

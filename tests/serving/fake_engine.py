@@ -32,6 +32,7 @@ class FakeEngine:
         self.slots = slots
         self.max_lora_rank = 32
         self.staging = False
+        self.loads_at_once = 1
         self.max_context: int | None = 2048
         self.token_s = token_s
         self.load_s = 0.0

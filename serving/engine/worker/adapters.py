@@ -49,7 +49,7 @@ class Adapters:
         self._engine = engine
         self._occupied: dict[int, str] = {}
         self._vacating: dict[str, asyncio.Task[None]] = {}
-        self._vacated = asyncio.Event()
+        self._room = asyncio.Semaphore(engine.slots + engine.spare)
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def load(self, name: str, engine_id: int, path: str, digest: str) -> None:
@@ -65,7 +65,7 @@ class Adapters:
             self._check(name, engine_id, path)
             self._occupied[engine_id] = name
             try:
-                await self._until_room()
+                await self._room.acquire()
                 await self._engine.add(name, engine_id, path, digest)
             except Exception as error:
                 self._vacating[name] = asyncio.create_task(self._vacate(name, engine_id))
@@ -91,12 +91,6 @@ class Adapters:
         if not Path(path).is_dir():
             raise LoadRefused(f"the folder of {name} is gone")
 
-    async def _until_room(self) -> None:
-        """Return once the adapter just counted in has a slot."""
-        while len(self._occupied) > self._engine.slots + self._engine.spare:
-            self._vacated.clear()
-            await self._vacated.wait()
-
     async def _vacate(self, name: str, engine_id: int) -> None:
         """Free the slot of a withdrawn adapter once no request can be on its way to it."""
         await self._until_unused(name)
@@ -109,7 +103,7 @@ class Adapters:
                 await asyncio.sleep(RETRY_S)
         del self._occupied[engine_id]
         del self._vacating[name]
-        self._vacated.set()
+        self._room.release()
 
     async def _until_unused(self, name: str) -> None:
         quiet = 0

@@ -61,6 +61,14 @@ class Arena:
         """Rows kept."""
         return len(self._rows)
 
+    def __contains__(self, digest: str) -> bool:
+        return digest in self._rows
+
+    def fits(self, size: int) -> bool:
+        """Whether a row of `size` bytes has room without any other leaving."""
+        with self._lock:
+            return self._gap(size) is not None
+
     def find(self, digest: str) -> Row | None:
         """The row of that adapter, in use until `release`; None if it is not here."""
         with self._lock:
@@ -86,12 +94,13 @@ class Arena:
             self._rows[f"taken at {offset}"] = row
             return row
 
-    def keep(self, digest: str, row: Row) -> None:
-        """From now on `find` gives `row`, which has been filled."""
+    def keep(self, digest: str, row: Row, *, asked: bool = True) -> None:
+        """From now on `find` gives `row`, which has been filled; one that nobody `asked` for is the first to leave."""
         with self._lock:
             if row.offset is not None:
                 del self._rows[f"taken at {row.offset}"]
                 self._rows[digest] = row
+                self._rows.move_to_end(digest, last=asked)
 
     def release(self, row: Row) -> None:
         """The row is not in use any more; it stays until its memory is needed."""

@@ -34,13 +34,15 @@ class StagingPlan(msgspec.Struct, frozen=True):
     """Where and how much the engine's process may keep of adapters.
 
     `folder` is for prepared adapters, at most `disk_bytes` of them; `host_bytes` of memory are pinned; `spare` slots
-    beyond those that are told let an adapter come before another has gone; `notices` is the path of a socket to be.
+    beyond those that are told let an adapter come before another has gone; `loads` adapters at a time are on their way
+    to slots; `notices` is the path of a socket to be.
     """
 
     folder: str
     host_bytes: int
     disk_bytes: int
     spare: int
+    loads: int
     notices: str
 
 

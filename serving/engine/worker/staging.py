@@ -73,15 +73,26 @@ class Stager:
     """Brings adapters into host memory and into slots. `begin` and `prefetch` return at once."""
 
     def __init__(
-        self, bank: SlotBank, arena: Arena, folder: PreparedFolder, *, on_filled: Callable[[int], None] = lambda _: None
+        self,
+        bank: SlotBank,
+        arena: Arena,
+        folder: PreparedFolder,
+        *,
+        loads: int = 1,
+        on_filled: Callable[[int], None] = lambda _: None,
     ) -> None:
-        """`on_filled` is called with the ticket of each staging that has filled its slot, on a thread of ours."""
+        """`loads` adapters are on their way to slots at a time, so that one need not wait for another's disk.
+
+        `on_filled` is called with the ticket of each staging that has filled its slot, on a thread of ours.
+        """
         self._on_filled = on_filled
         self._bank = bank
         self._arena = arena
         self._folder = folder
-        self._urgent = ThreadPoolExecutor(1, "loradock-stage")
-        self._idle = ThreadPoolExecutor(1, "loradock-prefetch")
+        self._urgent = ThreadPoolExecutor(loads, "loradock-stage")
+        self._soon = ThreadPoolExecutor(1, "loradock-prefetch")
+        self._idle = ThreadPoolExecutor(1, "loradock-prepare")
+        self._copying = threading.Lock()
         self._readers = ThreadPoolExecutor(READERS, "loradock-read")
         self._busy: set[str] = set()
         self._turn = threading.Condition()
@@ -95,12 +106,12 @@ class Stager:
         self._urgent.submit(self._stage, staging)
 
     def prefetch(self, adapter: Adapter, *, keep: bool) -> Future[None]:
-        """Prepare an adapter for later; with `keep`, also bring it into host memory."""
-        return self._idle.submit(self._prefetch, adapter, keep)
+        """Prepare an adapter for later; with `keep`, also bring it into host memory, else only if there is room."""
+        return self._soon.submit(self._near, adapter) if keep else self._idle.submit(self._ready, adapter)
 
     def close(self) -> None:
         """End the threads and give back the memory."""
-        for threads in (self._urgent, self._idle, self._readers):
+        for threads in (self._urgent, self._soon, self._idle, self._readers):
             threads.shutdown(wait=True, cancel_futures=True)
         self._arena.close()
 
@@ -149,23 +160,33 @@ class Stager:
             staging.reason = " ".join(str(error).split()) or type(error).__name__
             staging.progress = Progress.FAILED
 
-    def _prefetch(self, adapter: Adapter, keep: bool) -> None:
+    def _near(self, adapter: Adapter) -> None:
+        with self._only_logged(adapter):
+            self._arena.release(self._bring(adapter))
+
+    def _ready(self, adapter: Adapter) -> None:
+        with self._only_logged(adapter), self._single(adapter.digest):
+            file = self._open(adapter.digest)
+            if file is None:
+                self._arena.release(self._prepare(adapter, asked=False))
+            elif adapter.digest not in self._arena and self._arena.fits(file.head.size):
+                row = self._read(adapter, asked=False)
+                if row is not None:
+                    self._arena.release(row)
+
+    @contextlib.contextmanager
+    def _only_logged(self, adapter: Adapter) -> Iterator[None]:
         try:
-            if keep:
-                self._arena.release(self._bring(adapter))
-            else:
-                with self._single(adapter.digest):
-                    if self._open(adapter.digest) is None:
-                        self._prepare(adapter, keep=False)
-        except Exception as error:  # as above; whoever needs the adapter will be told
+            yield
+        except Exception as error:  # whatever vLLM makes of it; whoever needs the adapter will be told
             log.info("prefetching %s: %s", adapter.name, error)
 
     def _bring(self, adapter: Adapter) -> Row:
         """The adapter's row in host memory, in use until it is released."""
         with self._single(adapter.digest):
-            return self._arena.find(adapter.digest) or self._read(adapter) or self._prepare(adapter, keep=True)
+            return self._arena.find(adapter.digest) or self._read(adapter) or self._prepare(adapter)
 
-    def _read(self, adapter: Adapter) -> Row | None:
+    def _read(self, adapter: Adapter, *, asked: bool = True) -> Row | None:
         """Read the prepared file; None if there is none that is whole."""
         file = self._open(adapter.digest)
         if file is None:
@@ -179,9 +200,9 @@ class Stager:
                 self._arena.discard(row)
                 self._forget(adapter.digest, error)
                 return None
-            self._seconds["read"] += time.perf_counter() - began
+            self._took("read", time.perf_counter() - began)
             self._count("read_bytes", file.head.size)
-            return self._keep(adapter.digest, row, file.head)
+            return self._keep(adapter.digest, row, file.head, asked=asked)
 
     @contextlib.contextmanager
     def _kept_or_discarded(self, row: Row) -> Iterator[None]:
@@ -196,14 +217,19 @@ class Stager:
         with self._counting:
             self._counts[event] += by
 
-    def _prepare(self, adapter: Adapter, *, keep: bool) -> Row:
+    def _took(self, what: str, seconds: float) -> None:
+        with self._counting:
+            self._seconds[what] += seconds
+
+    def _prepare(self, adapter: Adapter, *, asked: bool = True) -> Row:
         """Make the row from the adapter's folder and write its prepared file."""
         began = time.perf_counter()
         packed = self._bank.pack(adapter.name, adapter.path)
         present = tuple(sorted(packed.tensors))
         parts, size = self._bank.layout.parts(present, packed.rank)
         head = Head(adapter.digest, packed.rank, present, size)
-        row = self._arena.take(size) if keep else Row(torch.empty(size, dtype=torch.uint8), None)
+        room = asked or self._arena.fits(size)
+        row = self._arena.take(size) if room else Row(torch.empty(size, dtype=torch.uint8), None)
         with self._kept_or_discarded(row):
             row.buffer.zero_()
             self._lay_out(row, head)
@@ -213,13 +239,13 @@ class Stager:
                 self._folder.write(head, row.memory)
             except OSError as error:
                 log.warning("the prepared form of %s cannot be kept: %s", adapter.name, error)
-            self._seconds["prepare"] += time.perf_counter() - began
+            self._took("prepare", time.perf_counter() - began)
             self._count("prepared")
-            return self._keep(adapter.digest, row, head)
+            return self._keep(adapter.digest, row, head, asked=asked)
 
-    def _keep(self, digest: str, row: Row, head: Head) -> Row:
+    def _keep(self, digest: str, row: Row, head: Head, *, asked: bool) -> Row:
         self._lay_out(row, head)
-        self._arena.keep(digest, row)
+        self._arena.keep(digest, row, asked=asked)
         return row
 
     def _lay_out(self, row: Row, head: Head) -> None:
@@ -237,7 +263,15 @@ class Stager:
         ]
 
     def _fill(self, staging: Staging, row: Row) -> None:
-        """Copy the row into the slot, in slices."""
+        """Copy the row into the slot, in slices; one row at a time, as the engine's own copies wait for these."""
+        with self._copying:
+            self._copy(staging, row)
+        self._count("fill_bytes", row.head.size)
+        self._count("filled")
+        staging.rank = row.head.rank
+        staging.progress = Progress.FILLED
+
+    def _copy(self, staging: Staging, row: Row) -> None:
         began = time.perf_counter()
         targets = self._bank.targets(staging.slot, row.head.rank)
         filled = [targets[number] for number in row.head.present]
@@ -246,11 +280,7 @@ class Stager:
             for begin, end in slices(row.parts):
                 torch._foreach_copy_(filled[begin:end], row.parts[begin:end], non_blocking=True)
                 self._settle()
-        self._seconds["fill"] += time.perf_counter() - began
-        self._count("fill_bytes", row.head.size)
-        self._count("filled")
-        staging.rank = row.head.rank
-        staging.progress = Progress.FILLED
+        self._took("fill", time.perf_counter() - began)
 
     @contextlib.contextmanager
     def _on_stream(self, freed: Any) -> Iterator[None]:
@@ -331,4 +361,4 @@ def open_stager(bank: SlotBank, plan: StagingPlan) -> Stager:
     teller = Teller(plan.notices)
     # Last, as nothing may fail once the memory is pinned.
     arena = Arena(plan.host_bytes // bank.workers, pinned=bank.device.type == "cuda")
-    return Stager(bank, arena, folder, on_filled=teller.tell)
+    return Stager(bank, arena, folder, loads=plan.loads, on_filled=teller.tell)

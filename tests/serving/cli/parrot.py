@@ -87,6 +87,7 @@ class Parrot:
     max_context = 512
     model_path = None
     staging = False
+    loads_at_once = 1
 
     def __init__(self) -> None:
         self.status = EngineStatus(EngineState.READY, 1, 0, "ready")

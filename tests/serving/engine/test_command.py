@@ -7,7 +7,15 @@ import pytest
 from configs import embedded
 from configs.profiles import KERNELS, load_profile
 from configs.settings import EngineSettings, SettingsError
-from serving.engine.command import EXTENSION, SPARE_SLOTS, TUNED_KERNELS, build_command, render, socket_path
+from serving.engine.command import (
+    EXTENSION,
+    SPARE_SLOTS,
+    TUNED_KERNELS,
+    build_command,
+    loads_at_once,
+    render,
+    socket_path,
+)
 from serving.engine.model import BaseModel
 from serving.engine.worker.protocol import StagingPlan
 
@@ -60,7 +68,15 @@ def test_what_may_be_kept_of_adapters_is_the_profiles_unless_it_is_set() -> None
     plan = msgspec.json.decode(command_of(settings)[6], type=StagingPlan)
     profile = load_profile("cpu")
     notices = str(RUN_DIR / "notices.sock")
-    assert plan == StagingPlan(str(PREPARED), 7, profile.prepared_bytes, SPARE_SLOTS, notices)
+    assert plan == StagingPlan(str(PREPARED), 7, profile.prepared_bytes, SPARE_SLOTS, loads_at_once(), notices)
+
+
+@pytest.mark.parametrize(("cores", "loads"), [(1, 1), (2, 1), (8, 2), (16, 4), (64, 4)])
+def test_on_few_cores_adapters_are_loaded_one_after_the_other(
+    monkeypatch: pytest.MonkeyPatch, cores: int, loads: int
+) -> None:
+    monkeypatch.setattr("serving.engine.command.usable_cores", lambda: cores)
+    assert loads_at_once() == loads
 
 
 @pytest.mark.parametrize("name", ["port", "uds", "--max-loras", "enable-lora", "served_model_name", "api-key", "model"])

@@ -23,13 +23,16 @@ class SlotEngine:
     max_lora_rank = 16
     max_context = 2048
 
-    def __init__(self, slots: int = 2, load_s: float = 0.01, *, staging: bool = False) -> None:
+    def __init__(self, slots: int = 2, load_s: float = 0.01, *, staging: bool = False, loads_at_once: int = 1) -> None:
         self.slots = slots
         self.staging = staging
+        self.loads_at_once = loads_at_once
         self.load_s = load_s
         self.loaded: set[str] = set()
         self.loads: Counter[str] = Counter()
         self.loading = 0
+        self.most_loading = 0
+        self.slow: dict[str, asyncio.Event] = {}
         self.prepared: list[str] = []
         self.staged: list[str] = []
         self.refuse: set[str] = set()
@@ -53,11 +56,14 @@ class SlotEngine:
             raise AdapterLoadFailed("cannot be read")
 
     async def load(self, adapter: AdapterVersion) -> None:
-        assert self.loading == 0, "loads must not overlap"
+        assert self.loading < self.loads_at_once, "more loads at once than it takes"
         generation = self._status.generation
         self.loading += 1
+        self.most_loading = max(self.most_loading, self.loading)
         try:
             await asyncio.sleep(self.load_s)
+            if adapter.engine_name in self.slow:
+                await self.slow[adapter.engine_name].wait()
         finally:
             self.loading -= 1
         if self._status.state is not EngineState.READY or generation != self._status.generation:

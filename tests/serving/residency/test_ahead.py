@@ -18,13 +18,13 @@ from tests.serving.waiting import until
 Make = Callable[..., AdapterVersion]
 
 
-async def test_those_that_come_next_are_brought_near_while_one_is_loaded(make_adapter: Make) -> None:
+async def test_those_that_come_next_are_brought_near_while_no_slot_is_free(make_adapter: Make) -> None:
     engine, adapters = SlotEngine(slots=1, staging=True), [make_adapter(number) for number in range(AHEAD + 4)]
     async with running(engine) as residency, contextlib.AsyncExitStack() as stack:
         await stack.enter_async_context(using(residency, adapters[0]))
         waiting = [asyncio.create_task(residency.hold(adapter, WAIT).__aenter__()) for adapter in adapters[1:]]
         await asyncio.sleep(0.05)
-        assert engine.staged == [adapter.engine_name for adapter in adapters[2 : AHEAD + 2]]
+        assert engine.staged == [adapter.engine_name for adapter in adapters[1 : AHEAD + 1]]
         for task in waiting:
             task.cancel()
 

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 
 from adapters_registry.model import AdapterVersion
-from serving.errors import AdapterLoadFailed, EngineTimeout, Overloaded
+from serving.errors import AdapterLoadFailed, EngineTimeout, EngineUnavailable, Overloaded
 from serving.residency import AdapterState, Hold, Patience, Residency, StillCold
 from tests.serving.residency.conftest import SlotEngine
 
@@ -107,6 +107,53 @@ async def test_a_queue_of_cold_adapters_drains_one_busy_one_at_a_time(make_adapt
             assert [entry.state for entry in residency.slots.values()].count(AdapterState.DRAINING) == 1
         for held in await asyncio.gather(*waiting):
             await held.__aexit__(None, None, None)
+
+
+async def test_a_load_does_not_wait_for_one_that_takes_long_and_slots_are_given_in_order(make_adapter: Make) -> None:
+    engine, adapters = SlotEngine(slots=3, staging=True, loads_at_once=2), [make_adapter(n) for n in range(5)]
+    slow = engine.slow[adapters[0].engine_name] = asyncio.Event()
+    async with running(engine) as residency:
+        waiting = [asyncio.create_task(residency.hold(adapter, WAIT).__aenter__()) for adapter in adapters]
+        await asyncio.sleep(0.15)
+        assert [task.done() for task in waiting] == [False, True, True, False, False]
+        assert residency.waiting == 3
+        assert engine.most_loading == 2
+        slow.set()
+        for task in waiting:
+            held = await task
+            await held.__aexit__(None, None, None)
+        assert not residency.waiting
+
+
+async def test_a_death_in_the_middle_of_several_loads_only_delays_them(make_adapter: Make) -> None:
+    engine, adapters = (
+        SlotEngine(slots=3, load_s=0.05, staging=True, loads_at_once=3),
+        [make_adapter(n) for n in range(3)],
+    )
+    async with running(engine) as residency:
+        waiting = [asyncio.create_task(residency.hold(adapter, WAIT).__aenter__()) for adapter in adapters]
+        await asyncio.sleep(0.02)
+        engine.die()
+        await asyncio.sleep(0.15)
+        assert residency.waiting == 3
+        engine.come_back()
+        for task in waiting:
+            held = await task
+            await held.__aexit__(None, None, None)
+        assert engine.loaded == {adapter.engine_name for adapter in adapters}
+
+
+async def test_stopping_ends_the_loads_under_way(make_adapter: Make) -> None:
+    engine, adapters = SlotEngine(slots=3, load_s=5, staging=True, loads_at_once=2), [make_adapter(n) for n in range(2)]
+    async with running(engine) as residency:
+        waiting = [asyncio.create_task(residency.hold(adapter, WAIT).__aenter__()) for adapter in adapters]
+        await asyncio.sleep(0.02)
+        assert engine.loading == 2
+        await residency.stop()
+        assert engine.loading == 0
+        for task in waiting:
+            with pytest.raises(EngineUnavailable, match="shutting down"):
+                await task
 
 
 async def test_a_wait_past_the_limit_goes_to_the_base_while_the_load_goes_on(make_adapter: Make) -> None:
@@ -270,11 +317,13 @@ async def test_stopping_ends_every_wait(make_adapter: Make) -> None:
             await waiting
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(8))
 async def test_random_traffic_with_deaths_and_churn_keeps_every_promise(make_adapter: Make, seed: int) -> None:
-    """The engine itself asserts: never more adapters than slots, never two loads at once, never evicted in use."""
+    """The engine itself asserts: never more adapters than slots, nor more loads than it takes; none evicted in use."""
     chance = random.Random(seed)
     engine, adapters = SlotEngine(slots=3, load_s=0.001), [make_adapter(number) for number in range(12)]
+    if seed % 2:
+        engine.staging, engine.loads_at_once = True, 3
     answered = 0
     async with running(engine) as residency:
 

@@ -83,6 +83,20 @@ async def test_with_a_spare_slot_the_next_adapter_does_not_wait_for_the_last_to_
     assert engine.resident == {2}
 
 
+async def test_loads_that_come_together_get_slots_as_these_become_free(tmp_path: Path) -> None:
+    engine = Engine(3, 1)
+    adapters = Adapters(engine)
+    await asyncio.gather(*(load(adapters, number, tmp_path) for number in range(1, 4)))
+    for number in range(1, 4):
+        await adapters.unload(f"a{number}", number)
+    engine.requests["a3"] = 1  # came late
+    loading = [asyncio.create_task(load(adapters, number, tmp_path)) for number in range(4, 7)]
+    await asyncio.wait(loading, timeout=0.2)
+    assert [task.done() for task in loading] == [True, True, True]
+    assert engine.resident == {3, 4, 5, 6}
+    assert engine.most == 4
+
+
 async def test_an_adapter_that_is_wanted_back_comes_back(tmp_path: Path) -> None:
     engine = Engine(1, 1)
     adapters = Adapters(engine)

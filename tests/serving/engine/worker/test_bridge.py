@@ -40,7 +40,7 @@ async def test_when_one_worker_cannot_stage_none_does(
 ) -> None:
     client = Client(answers)
     bridge = Bridge(client)
-    assert await bridge.open_staging(StagingPlan("", 0, 0, 1, str(tmp_path / "notices"))) == told
+    assert await bridge.open_staging(StagingPlan("", 0, 0, 1, 1, str(tmp_path / "notices"))) == told
     assert client.called == ["loradock_open", "loradock_close"]
     assert not bridge.stages
 
@@ -55,14 +55,14 @@ async def test_memory_that_stays_taken_is_told(tmp_path: Path, monkeypatch: pyte
         return await answer(method, args)
 
     monkeypatch.setattr(client, "collective_rpc", collective_rpc)
-    told = await Bridge(client).open_staging(StagingPlan("", 0, 0, 1, str(tmp_path / "notices")))
+    told = await Bridge(client).open_staging(StagingPlan("", 0, 0, 1, 1, str(tmp_path / "notices")))
     assert told == "no memory; what it took could not be given back: still in use"
 
 
 async def test_when_all_workers_can_stage_they_do(tmp_path: Path) -> None:
     client = Client(["", ""])
     bridge = Bridge(client)
-    assert await bridge.open_staging(StagingPlan("", 0, 0, 1, str(tmp_path / "notices"))) == ""
+    assert await bridge.open_staging(StagingPlan("", 0, 0, 1, 1, str(tmp_path / "notices"))) == ""
     assert client.called == ["loradock_open"]
     assert bridge.stages
     bridge.close()

@@ -155,7 +155,7 @@ def test_what_was_taken_is_given_back_when_the_tiers_cannot_be_had(tmp_path: Pat
     pinning = importlib.import_module(PINNING[0])
     before = vars(pinning)["PIN_MEMORY"]
     (tmp_path / "prepared").write_text("a file where a folder should be")
-    plan = StagingPlan(str(tmp_path / "prepared"), 0, 0, 1, str(tmp_path / "notices"))
+    plan = StagingPlan(str(tmp_path / "prepared"), 0, 0, 1, 1, str(tmp_path / "notices"))
     assert found.loradock_open(msgspec.json.encode(plan).decode())
     assert vars(pinning)["PIN_MEMORY"] is before
     assert "_loradock_bank" not in vars(found)

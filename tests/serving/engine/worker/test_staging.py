@@ -30,11 +30,11 @@ def make(tmp_path: Path) -> Make:
 
 
 class Tiers:
-    def __init__(self, folder: Path, rows: int, slots: int = 2) -> None:
+    def __init__(self, folder: Path, rows: int, slots: int = 2, loads: int = 1) -> None:
         self.bank = Bank(slots)
         self.arena = Arena(rows * ROW, pinned=False)
         self.folder = PreparedFolder(folder / "prepared", 1 << 20)
-        self.stager = Stager(cast("SlotBank", self.bank), self.arena, self.folder)
+        self.stager = Stager(cast("SlotBank", self.bank), self.arena, self.folder, loads=loads)
 
     async def stage(self, adapter: Adapter, slot: int = 0) -> Staging:
         staging = Staging(adapter, slot, None)
@@ -127,15 +127,48 @@ async def test_a_full_disk_only_costs_the_prepared_file(
     assert tiers.bank.holds(0, Path(adapter.path))
 
 
-def test_prefetching_prepares_and_keeps_only_if_it_is_told(tmp_path: Path, make: Make) -> None:
-    tiers, one, two = Tiers(tmp_path, rows=2), make(1), make(2)
-    tiers.stager.prefetch(one, keep=False).result(5)
-    tiers.stager.prefetch(two, keep=True).result(5)
-    tiers.stager.prefetch(two, keep=False).result(5)
-    assert tiers.bank.packs == 2
-    assert tiers.folder.count == 2
-    assert tiers.arena.count == 1
+def test_prefetching_prepares_and_evicts_only_if_it_is_told(tmp_path: Path, make: Make) -> None:
+    tiers, adapters = Tiers(tmp_path, rows=1), [make(number) for number in range(3)]
+    in_memory = []
+    for number, keep in ((0, False), (1, False), (2, True), (0, False)):
+        tiers.stager.prefetch(adapters[number], keep=keep).result(5)
+        in_memory.append([adapter.name for adapter in adapters if adapter.digest in tiers.arena])
+    assert in_memory == [["a0"], ["a0"], ["a2"], ["a2"]]
+    assert tiers.bank.packs == tiers.folder.count == 3
     tiers.stager.prefetch(Adapter("none", str(tmp_path / "none"), "none"), keep=True).result(5)
+
+
+def test_after_a_start_prepared_adapters_fill_host_memory_and_leave_first(tmp_path: Path, make: Make) -> None:
+    adapters = [make(number) for number in range(3)]
+    before = Tiers(tmp_path, rows=0)
+    for adapter in adapters:
+        before.stager.prefetch(adapter, keep=False).result(5)
+    tiers = Tiers(tmp_path, rows=2)
+    tiers.stager.prefetch(adapters[0], keep=True).result(5)
+    for adapter in (adapters[1], adapters[2], adapters[1]):
+        tiers.stager.prefetch(adapter, keep=False).result(5)
+    assert adapters[1].digest in tiers.arena
+    tiers.stager.prefetch(adapters[2], keep=True).result(5)
+    assert [adapter.digest in tiers.arena for adapter in adapters] == [True, False, True]
+    assert tiers.bank.packs == 0
+
+
+async def test_an_adapter_does_not_wait_for_one_that_takes_long(
+    tmp_path: Path, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiers, slow, quick = Tiers(tmp_path, rows=2, loads=2), make(1), make(2)
+    go_on, pack = threading.Event(), tiers.bank.pack
+    monkeypatch.setattr(
+        tiers.bank, "pack", lambda name, path: (name != slow.name or go_on.wait(5)) and pack(name, path)
+    )
+    staging = Staging(slow, 1, None)
+    tiers.stager.begin(staging)
+    assert (await tiers.stage(quick, 0)).progress is Progress.FILLED
+    assert staging.progress is Progress.STAGING
+    go_on.set()
+    await until(lambda: staging.progress is Progress.FILLED)
+    assert tiers.bank.holds(0, Path(quick.path))
+    assert tiers.bank.holds(1, Path(slow.path))
 
 
 def test_threads_that_want_the_same_adapter_read_it_once(tmp_path: Path, make: Make) -> None:
