@@ -156,9 +156,10 @@ async def residency_of(engine: Engine, home: Path | None = None) -> AsyncIterato
 
 
 @asynccontextmanager
-async def ours(setup: Setup, folder: Path) -> AsyncIterator[Ours]:
-    """Our engine with staging, ready; its prepared adapters go to `folder`."""
-    settings, model = setup.settings.model_copy(update={"staging": True}), BaseModel.of(setup.settings)
+async def ours(setup: Setup, folder: Path, host_bytes: int) -> AsyncIterator[Ours]:
+    """Our engine with staging, ready; its prepared adapters go to `folder`, and `host_bytes` of memory hold some."""
+    settings = setup.settings.model_copy(update={"staging": True, "host_bytes": host_bytes})
+    model = BaseModel.of(setup.settings)
     engine = VllmEngine(settings, setup.profile, model, home=folder, request_timeout_s=SILENCE_S)
     await engine.start()
     try:

@@ -38,6 +38,8 @@ LOADS = ("beside", "zipf", "churn")
 TIERS = ("disk", "page-cache", "host")
 FIRST_MS = {"disk": 100, "page-cache": 30, "host": 30}
 """that a cold adapter's first token may come after a warm one's"""
+ROW_SHARE = 1.02
+"""bytes of an adapter's row in host memory by those of its file, at most"""
 STAGED_PER_S = 0.5e9
 """bytes that a slow disk gives: so long adapters get to reach host memory"""
 SATURATION_SHARE = 0.7
@@ -51,7 +53,7 @@ CHURNING = 8
 THOUSAND = {"loads": ("zipf",), "adapters": 1000, "slots": 32}
 SMOKE = {
     "rounds": 1, "slots": 3, "streams": 2, "tokens": 150, "probes": 4, "adapters": 12, "prompt": 32, "clients": 4,
-    "seconds": 4.0, "requests": 60, "rank": 8, "max_rank": 8,
+    "seconds": 4.0, "requests": 60, "rank": 8, "max_rank": 8, "host_adapters": 3,
 }  # fmt: skip
 
 
@@ -74,7 +76,9 @@ async def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     figures: dict[str, Any] = {}
     say(f"{len(pool) + len(many) + len(churned)} adapters made after {time.monotonic() - began:.0f} s")
     async with AsyncExitStack() as stack:
-        starting: list[AbstractAsyncContextManager[Contestant]] = [ours(setup, folder / "ours")]
+        made = [*pool, *many, *churned]
+        host_bytes = int(ROW_SHARE * args.host_adapters * max(adapter.size_bytes for adapter in made))
+        starting: list[AbstractAsyncContextManager[Contestant]] = [ours(setup, folder / "ours", host_bytes)]
         if not args.alone:
             starting.append(stock(setup, folder, folder / "adapters"))
         async with asyncio.TaskGroup() as group:
@@ -126,8 +130,9 @@ async def beside(
     figures: dict[str, Any] = {tier: {contestant.name: {} for contestant in contestants} for tier in args.tiers}
     for tier, number in itertools.product(args.tiers, range(args.rounds)):
         chosen = list(itertools.islice(cold, args.probes))
+        others = [adapter for adapter in pool if adapter not in chosen][-args.host_adapters :]
         for contestant in contestants:
-            await arrange(tier, contestant, chosen)
+            await arrange(tier, contestant, chosen, others)
             for way in args.probed:
                 felt = await probe(way, load, contestant, resident or streaming, chosen, seed=args.seed + number)
                 for probed, what in felt.items():
@@ -163,13 +168,17 @@ def as_many(warm: Sequence[AdapterVersion], cold: Sequence[AdapterVersion]) -> I
     return itertools.islice(itertools.cycle(warm), len(cold))
 
 
-async def arrange(tier: str, contestant: Contestant, adapters: Sequence[AdapterVersion]) -> None:
-    """Let `adapters` be no nearer and no farther than `tier`."""
-    if tier == "host" and isinstance(contestant, Ours):
-        for adapter in adapters:
+async def arrange(
+    tier: str, contestant: Contestant, adapters: Sequence[AdapterVersion], others: Sequence[AdapterVersion]
+) -> None:
+    """Let `adapters` be no nearer and no farther than `tier`; `others` fill host memory."""
+    if isinstance(contestant, Ours):
+        nearest = adapters if tier == "host" else others
+        for adapter in nearest:
             await contestant.engine.stage(adapter)
-        await asyncio.sleep(1.0 + sum(adapter.size_bytes for adapter in adapters) / STAGED_PER_S)
-        return
+        await asyncio.sleep(1.0 + sum(adapter.size_bytes for adapter in nearest) / STAGED_PER_S)
+        if tier == "host":
+            return
     files = [file for adapter in adapters for file in adapter.path.iterdir()]
     if isinstance(contestant, Ours):
         files += [file for adapter in adapters for file in contestant.prepared_files(adapter)]
@@ -268,7 +277,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--max-rank", type=int, default=16, help="of the slots")
     parser.add_argument("--slots", type=int, default=8)
     parser.add_argument("--adapters", type=int, default=256, help="for zipf")
-    parser.add_argument("--host-adapters", type=int, default=32, help="that stock may keep in host memory")
+    parser.add_argument("--host-adapters", type=int, default=32, help="that either may keep in host memory")
     parser.add_argument(
         "--tiers",
         type=lambda text: text.split(","),
@@ -303,6 +312,11 @@ def parse() -> argparse.Namespace:
         vars(args).update(SMOKE)
     if args.thousand:
         vars(args).update(THOUSAND)
+    spare = args.slots + (len(args.tiers) * args.rounds - 1) * args.probes
+    if "beside" in args.loads and set(args.tiers) != {"host"} and spare < args.host_adapters:
+        parser.error(
+            f"{args.host_adapters} in --host-adapters leave nothing on disk: {spare} at most, or more --rounds"
+        )
     return args
 
 

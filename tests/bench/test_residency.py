@@ -92,9 +92,9 @@ async def test_a_tier_is_arranged_for_the_chosen_adapters_alone(
 ) -> None:
     dropped: list[Path] = []
     monkeypatch.setattr(bench.residency, "drop_from_page_cache", dropped.extend)
-    await arrange("disk", Metronome(), adapters[:1])
+    await arrange("disk", Metronome(), adapters[:1], [])
     assert {file.parent for file in dropped} == {adapters[0].path}
-    await arrange("page-cache", Metronome(), adapters[:1])
+    await arrange("page-cache", Metronome(), adapters[:1], [])
     monkeypatch.undo()
     drop_from_page_cache(dropped)
 

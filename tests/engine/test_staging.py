@@ -58,14 +58,17 @@ async def tiers(engine: VllmEngine) -> Mapping[str, float]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def staging_engine(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[VllmEngine]:
-    """A ready engine that stages."""
-    engine = make_engine(tmp_path_factory.mktemp("staging"), staging=True)
-    await engine.start()
-    try:
-        await engine.wait_ready(START_TIMEOUT_S)
-        yield engine
-    finally:
-        await engine.stop()
+    """A ready engine that stages, several adapters at once as on a machine with more cores."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("command", "process"):
+            patch.setattr(f"serving.engine.{module}.loads_at_once", lambda: 3)
+        engine = make_engine(tmp_path_factory.mktemp("staging"), staging=True)
+        await engine.start()
+        try:
+            await engine.wait_ready(START_TIMEOUT_S)
+            yield engine
+        finally:
+            await engine.stop()
 
 
 async def test_outputs_are_those_of_the_stock_path(staging_engine: VllmEngine, vllm_engine: VllmEngine) -> None:
@@ -108,12 +111,12 @@ async def test_an_adapter_comes_from_memory_the_second_time(
 
 
 async def test_a_damaged_prepared_file_is_made_again(staging_engine: VllmEngine, make_adapter: MakeAdapter) -> None:
-    adapter = make_adapter(scale=0.5)
+    other, adapter = make_adapter(scale=0.5), make_adapter(scale=0.5)
     [layout] = (staging_engine.log_path.parents[1] / "prepared").iterdir()
-    file = layout / f"{adapter.digest}.row"
-    await staging_engine.prepare(adapter)
+    file = layout / f"{other.digest}.row"
+    await staging_engine.prepare(other)
     await until(file.exists)
-    file.write_bytes(file.read_bytes()[:-4] + b"!!!!")
+    (layout / f"{adapter.digest}.row").write_bytes(file.read_bytes()[:-4] + b"!!!!")
     damaged = (await tiers(staging_engine)).get("disk.damaged", 0)
     status = await said(staging_engine, adapter)
     assert (await tiers(staging_engine))["disk.damaged"] == damaged + 1
