@@ -68,11 +68,6 @@ class SlotCache(Cache[str, Entry]):
         self._clock = 0.0
         self._uses = 0
 
-    @property
-    def full(self) -> bool:
-        """Whether another entry needs an eviction first."""
-        return self.currsize >= self.maxsize
-
     def touch(self, entry: Entry) -> None:
         """Note a use of `entry`."""
         self._uses += 1
