@@ -154,6 +154,8 @@ class VllmEngine:
     async def prepare(self, adapter: AdapterVersion) -> None:
         """Have `adapter` written to disk in the engine's own layout, by and by; without staging, nothing.
 
+        It also comes into host memory if that has room.
+
         Raises EngineUnavailable.
         """
         if self.staging:

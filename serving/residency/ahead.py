@@ -53,6 +53,7 @@ class Ahead:
     def forget(self) -> None:
         """The engine died, with what it had in host memory."""
         self._near.clear()
+        self._prepared.clear()
 
     def stop(self) -> None:
         """End what is under way."""

@@ -89,7 +89,7 @@ class Loader:
 
     def expected_wait_s(self, entry: Entry) -> float:
         """How long the loads before that of `entry` are likely to take."""
-        ahead = self.queue.index(entry) if entry in self.queue else 0
+        ahead = len(self._loads) + self.queue.index(entry) if entry in self.queue else 0
         return ahead * self._load_s / self._engine.loads_at_once
 
     def resolve(self, entry: Entry, error: Exception | None = None) -> None:
@@ -194,17 +194,20 @@ class Loader:
         if not isinstance(error, EngineUnavailable):
             self._fail(entry, error)
             return
-        # The engine's own watcher brings it back; the entry is first in the queue again.
+        # The engine's own watcher brings it back; the entry has its old place in the queue again.
         log.warning("loading %s waits for engine %s: %s", entry.adapter.engine_name, self._engine.name, error)
         entry.state = AdapterState.STAGING
         await asyncio.sleep(0.05)
-        self.queue.appendleft(entry)
+        place = sum(other.asked_at <= entry.asked_at for other in self.queue)
+        self.queue.insert(place, entry)
 
     async def _fill(self, entry: Entry) -> None:
         epoch, began = self.epoch, self._clock()
         try:
             await self._engine.load(entry.adapter)
-        except AdapterLoadFailed:
+        except EngineUnavailable:
+            raise
+        except Exception:
             self._on_load(self._clock() - began, "failed")
             raise
         if epoch != self.epoch:

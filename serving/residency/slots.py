@@ -54,6 +54,11 @@ class Entry:
         """No request uses it or is about to, and nobody pinned it."""
         return self.in_flight == 0 and self.waiters == 0 and not self.pinned
 
+    @property
+    def busy(self) -> bool:
+        """Requests use it; one that has just been loaded is not busy before those that waited for it have taken it."""
+        return self.in_flight > 0 and self.state is AdapterState.READY
+
 
 class SlotCache(Cache[str, Entry]):
     """Adapters in the slots of one engine, by engine name; at most `maxsize`.
@@ -75,12 +80,8 @@ class SlotCache(Cache[str, Entry]):
         entry.priority = self._clock + entry.load_s + self._uses * 1e-9
 
     def lowest(self, *, evictable: bool) -> Entry | None:
-        """The entry to go first, among the evictable ones or among all that are ready and not pinned."""
-        fits = (
-            entry
-            for entry in self.values()
-            if (entry.evictable if evictable else not entry.pinned and entry.state is AdapterState.READY)
-        )
+        """The entry to go first, among the evictable ones or among all that are busy and not pinned."""
+        fits = (entry for entry in self.values() if (entry.evictable if evictable else entry.busy and not entry.pinned))
         return min(fits, key=lambda entry: entry.priority, default=None)
 
     def drain_one(self) -> None:

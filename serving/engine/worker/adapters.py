@@ -61,15 +61,21 @@ class Adapters:
             if self._engine.adapters().get(name) == engine_id:
                 return
             if name in self._vacating:
-                await self._vacating[name]
+                await asyncio.shield(self._vacating[name])
             self._check(name, engine_id, path)
             self._occupied[engine_id] = name
             try:
                 await self._room.acquire()
+            except asyncio.CancelledError:
+                del self._occupied[engine_id]
+                raise
+            try:
                 await self._engine.add(name, engine_id, path, digest)
-            except Exception as error:
+            except BaseException as error:
                 self._vacating[name] = asyncio.create_task(self._vacate(name, engine_id))
-                raise LoadRefused(reason(error)) from error
+                if isinstance(error, Exception):
+                    raise LoadRefused(reason(error)) from error
+                raise
             self._engine.publish(name, engine_id, path)
 
     async def unload(self, name: str, engine_id: int) -> None:

@@ -64,11 +64,6 @@ class Arena:
     def __contains__(self, digest: str) -> bool:
         return digest in self._rows
 
-    def fits(self, size: int) -> bool:
-        """Whether a row of `size` bytes has room without any other leaving."""
-        with self._lock:
-            return self._gap(size) is not None
-
     def find(self, digest: str) -> Row | None:
         """The row of that adapter, in use until `release`; None if it is not here."""
         with self._lock:
@@ -90,13 +85,27 @@ class Arena:
                     return Row(torch.empty(size, dtype=torch.uint8), None)
                 del self._rows[victim]
                 self.evictions += 1
-            row = Row(self._block[offset : offset + size], offset)
-            self._rows[f"taken at {offset}"] = row
-            return row
+            return self._taken(offset, size)
+
+    def take_free(self, size: int) -> Row | None:
+        """Memory for a row of `size` bytes, in use until `release`, if none need leave for it."""
+        with self._lock:
+            offset = self._gap(size)
+            return None if offset is None else self._taken(offset, size)
+
+    def _taken(self, offset: int, size: int) -> Row:
+        row = Row(self._block[offset : offset + size], offset)
+        self._rows[f"taken at {offset}"] = row
+        return row
 
     def keep(self, digest: str, row: Row, *, asked: bool = True) -> None:
-        """From now on `find` gives `row`, which has been filled; one that nobody `asked` for is the first to leave."""
+        """From now on `find` gives `row`, which has been filled; one that nobody `asked` for is the first to leave.
+
+        Raises RuntimeError if there is one already: its memory may be in use.
+        """
         with self._lock:
+            if digest in self._rows:
+                raise RuntimeError(f"the row of {digest} is kept already")
             if row.offset is not None:
                 del self._rows[f"taken at {row.offset}"]
                 self._rows[digest] = row

@@ -153,6 +153,7 @@ class Bridge:
         self._client = client
         self._notices: Notices | None = None
         self._sent: set[asyncio.Task[Any]] = set()
+        self._stock_load = asyncio.Lock()
         self.spare = 0
         self.tiers: list[dict[str, dict[str, float]]] = []
         self._processor = client.output_processor
@@ -222,7 +223,8 @@ class Bridge:
         Raises StagingFailed, or what vLLM raises.
         """
         if self._notices is None:
-            await self._client.add_lora(find("LoRARequest")(lora_name=name, lora_int_id=engine_id, lora_path=path))
+            async with self._stock_load:  # between two loads the streams get their steps
+                await self._client.add_lora(find("LoRARequest")(lora_name=name, lora_int_id=engine_id, lora_path=path))
             return
         ticket = self._notices.expect()
         try:
@@ -252,7 +254,10 @@ class Bridge:
         self.tiers = [answer["tiers"] for answer in await self._call("poll", engine_id)]
 
     def prefetch(self, name: str, path: str, digest: str, *, keep: bool) -> None:
-        """Let the workers prepare the adapter; with `keep`, also bring it into host memory. Waits for nothing."""
+        """Let the workers prepare the adapter and bring it into host memory; without `keep`, only if it has room there.
+
+        Waits for nothing.
+        """
         if self._notices is not None:
             self._send(self._call("prefetch", name, path, digest, keep))
 

@@ -27,6 +27,8 @@ class StagingExtension:
     _loradock_bank: SlotBank
     _loradock_stager: Stager
     _loradock_stagings: dict[int, Staging]
+    _loradock_failed: dict[int, str]
+    """why, until they are removed: while another worker is not ready yet, who polls asks again"""
     _loradock_abandoned: list[Staging]
     """removed before their slots were filled: these are free once nothing writes them any more"""
     _loradock_freed: dict[int, Any]
@@ -43,6 +45,7 @@ class StagingExtension:
             self.loradock_close()
             return " ".join(str(error).split()) or type(error).__name__
         self._loradock_stagings = {}
+        self._loradock_failed = {}
         self._loradock_abandoned = []
         self._loradock_freed = {}
         sys.setswitchinterval(SWITCH_INTERVAL_S)
@@ -68,6 +71,8 @@ class StagingExtension:
 
     def loradock_poll(self, engine_id: int) -> dict[str, Any]:
         """Commit the adapter if its slot is filled. Returns `state`, and for one that ended `reason` and `tiers`."""
+        if (reason := self._loradock_failed.get(engine_id)) is not None:
+            return {"state": FAILED, "reason": reason, "tiers": self._loradock_stager.tiers()}
         staging = self._loradock_stagings.get(engine_id)
         if staging is None:  # committed by an earlier call, while another worker was not ready
             return {"state": READY, "tiers": self._loradock_stager.tiers()}
@@ -76,12 +81,14 @@ class StagingExtension:
         del self._loradock_stagings[engine_id]
         if staging.progress is Progress.FAILED:
             self._loradock_bank.free(staging.slot)
+            self._loradock_failed[engine_id] = staging.reason
             return {"state": FAILED, "reason": staging.reason, "tiers": self._loradock_stager.tiers()}
         self._loradock_bank.commit(staging.slot, engine_id, staging.rank)
         return {"state": READY, "tiers": self._loradock_stager.tiers()}
 
     def loradock_remove(self, engine_id: int) -> None:
         """Free the adapter's slot; one that is still being filled, once that has ended."""
+        self._loradock_failed.pop(engine_id, None)
         if (staging := self._loradock_stagings.pop(engine_id, None)) is not None:
             self._loradock_abandoned.append(staging)
         self._loradock_sweep()
@@ -91,7 +98,7 @@ class StagingExtension:
             self._loradock_freed[slot] = self._loradock_mark()
 
     def loradock_prefetch(self, name: str, path: str, digest: str, keep: bool) -> None:
-        """Prepare an adapter for later; with `keep`, also bring it into host memory."""
+        """Prepare an adapter for later, and bring it into host memory; without `keep`, only if it has room there."""
         self._loradock_stager.prefetch(Adapter(name, path, digest), keep=keep)
 
     def _loradock_sweep(self) -> None:

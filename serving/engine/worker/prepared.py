@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import struct
+import threading
 import time
 import zlib
 from collections.abc import Iterator
@@ -100,6 +101,7 @@ class PreparedFolder:
         self._folder = folder
         self.capacity = capacity
         self.evictions = 0
+        self._changing = threading.Lock()
         folder.mkdir(parents=True, exist_ok=True)
         self.used, self.count = self._measure()
 
@@ -132,24 +134,26 @@ class PreparedFolder:
         start += bytes(-len(start) % HEAD_ALIGNMENT)
         if len(start) + head.size > self.capacity:
             return False
-        self._make_room(len(start) + head.size)
         path = self.path_of(head.digest)
         temporary = path.with_suffix(f".{os.getpid()}{UNFINISHED}")
-        try:
-            with temporary.open("wb") as file:
-                file.write(start)
-                file.write(row[: head.size])
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-        self.used, self.count = self._measure()
+        with self._changing:
+            self._make_room(len(start) + head.size)
+            try:
+                with temporary.open("wb") as file:
+                    file.write(start)
+                    file.write(row[: head.size])
+                temporary.replace(path)
+            finally:
+                temporary.unlink(missing_ok=True)
+            self.used, self.count = self._measure()
         return True
 
     def remove(self, digest: str) -> None:
         """Forget the file of that adapter."""
-        with contextlib.suppress(OSError):  # it stays damaged, and the adapter is made again each time
-            self.path_of(digest).unlink(missing_ok=True)
-        self.used, self.count = self._measure()
+        with self._changing:
+            with contextlib.suppress(OSError):  # it stays damaged, and the adapter is made again each time
+                self.path_of(digest).unlink(missing_ok=True)
+            self.used, self.count = self._measure()
 
     def _make_room(self, needed: int) -> None:
         files = sorted(self._files(), key=lambda found: found[1].st_mtime_ns)

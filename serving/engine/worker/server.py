@@ -35,7 +35,7 @@ class LoadRequest(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class PrefetchRequest(msgspec.Struct, forbid_unknown_fields=True):
-    """Body of a prefetch: into host memory with `keep`, else only prepared on disk."""
+    """Body of a prefetch: into host memory with `keep`, else prepared on disk, and into host memory if it has room."""
 
     name: str
     path: str

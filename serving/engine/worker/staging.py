@@ -14,7 +14,7 @@ import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -24,7 +24,7 @@ import torch
 
 from serving.engine.worker.arena import Arena, Row
 from serving.engine.worker.notices import Teller
-from serving.engine.worker.prepared import Damaged, Head, PreparedFolder, sweep
+from serving.engine.worker.prepared import Damaged, Head, PreparedFile, PreparedFolder, sweep
 from serving.engine.worker.protocol import StagingPlan
 from serving.engine.worker.slot_bank import Packed, SlotBank
 
@@ -94,6 +94,7 @@ class Stager:
         self._idle = ThreadPoolExecutor(1, "loradock-prepare")
         self._copying = threading.Lock()
         self._readers = ThreadPoolExecutor(READERS, "loradock-read")
+        self._idle_reader = ThreadPoolExecutor(1, "loradock-read-idle")
         self._busy: set[str] = set()
         self._turn = threading.Condition()
         self._stream = torch.cuda.Stream(bank.device) if bank.device.type == "cuda" else None
@@ -111,7 +112,7 @@ class Stager:
 
     def close(self) -> None:
         """End the threads and give back the memory."""
-        for threads in (self._urgent, self._soon, self._idle, self._readers):
+        for threads in (self._urgent, self._soon, self._idle, self._readers, self._idle_reader):
             threads.shutdown(wait=True, cancel_futures=True)
         self._arena.close()
 
@@ -166,13 +167,15 @@ class Stager:
 
     def _ready(self, adapter: Adapter) -> None:
         with self._only_logged(adapter), self._single(adapter.digest):
-            file = self._open(adapter.digest)
-            if file is None:
-                self._arena.release(self._prepare(adapter, asked=False))
-            elif adapter.digest not in self._arena and self._arena.fits(file.head.size):
-                row = self._read(adapter, asked=False)
-                if row is not None:
-                    self._arena.release(row)
+            if adapter.digest in self._arena:
+                return
+            row = None
+            if (file := self._open(adapter.digest)) is not None:
+                room = self._arena.take_free(file.head.size)
+                if room is None:
+                    return
+                row = self._read(file, room, self._idle_reader, asked=False)
+            self._arena.release(row or self._prepare(adapter, asked=False))
 
     @contextlib.contextmanager
     def _only_logged(self, adapter: Adapter) -> Iterator[None]:
@@ -184,25 +187,27 @@ class Stager:
     def _bring(self, adapter: Adapter) -> Row:
         """The adapter's row in host memory, in use until it is released."""
         with self._single(adapter.digest):
-            return self._arena.find(adapter.digest) or self._read(adapter) or self._prepare(adapter)
+            row = self._arena.find(adapter.digest)
+            if row is None and (file := self._open(adapter.digest)) is not None:
+                row = self._read(file, self._arena.take(file.head.size), self._readers)
+            return row or self._prepare(adapter)
 
-    def _read(self, adapter: Adapter, *, asked: bool = True) -> Row | None:
-        """Read the prepared file; None if there is none that is whole."""
-        file = self._open(adapter.digest)
-        if file is None:
-            return None
-        row = self._arena.take(file.head.size)
+    def _read(self, file: PreparedFile, row: Row, readers: Executor, *, asked: bool = True) -> Row | None:
+        """Read the prepared file into `row`; None if it is gone or damaged, and the row is free again."""
         began = time.perf_counter()
         with self._kept_or_discarded(row):
             try:
-                file.read_into(row.memory, self._readers)
+                file.read_into(row.memory, readers)
+            except FileNotFoundError:  # it left since it was opened
+                self._arena.discard(row)
+                return None
             except (Damaged, OSError) as error:
                 self._arena.discard(row)
-                self._forget(adapter.digest, error)
+                self._forget(file.head.digest, error)
                 return None
             self._took("read", time.perf_counter() - began)
             self._count("read_bytes", file.head.size)
-            return self._keep(adapter.digest, row, file.head, asked=asked)
+            return self._keep(row, file.head, asked=asked)
 
     @contextlib.contextmanager
     def _kept_or_discarded(self, row: Row) -> Iterator[None]:
@@ -228,8 +233,8 @@ class Stager:
         present = tuple(sorted(packed.tensors))
         parts, size = self._bank.layout.parts(present, packed.rank)
         head = Head(adapter.digest, packed.rank, present, size)
-        room = asked or self._arena.fits(size)
-        row = self._arena.take(size) if room else Row(torch.empty(size, dtype=torch.uint8), None)
+        row = self._arena.take(size) if asked else self._arena.take_free(size)
+        row = row or Row(torch.empty(size, dtype=torch.uint8), None)
         with self._kept_or_discarded(row):
             row.buffer.zero_()
             self._lay_out(row, head)
@@ -241,11 +246,11 @@ class Stager:
                 log.warning("the prepared form of %s cannot be kept: %s", adapter.name, error)
             self._took("prepare", time.perf_counter() - began)
             self._count("prepared")
-            return self._keep(adapter.digest, row, head, asked=asked)
+            return self._keep(row, head, asked=asked)
 
-    def _keep(self, digest: str, row: Row, head: Head, *, asked: bool) -> Row:
+    def _keep(self, row: Row, head: Head, *, asked: bool) -> Row:
         self._lay_out(row, head)
-        self._arena.keep(digest, row, asked=asked)
+        self._arena.keep(head.digest, row, asked=asked)
         return row
 
     def _lay_out(self, row: Row, head: Head) -> None:
@@ -296,7 +301,7 @@ class Stager:
         if self._stream is not None:
             self._stream.synchronize()
 
-    def _open(self, digest: str) -> Any:
+    def _open(self, digest: str) -> PreparedFile | None:
         try:
             file = self._folder.open(digest)
             if file is not None:

@@ -42,6 +42,11 @@ async def test_new_adapters_are_prepared_and_what_finds_no_slot_is_brought_near(
         await asyncio.sleep(0.02)
         assert len(engine.prepared) == 3, "prepared again"
         assert len(engine.staged) == 1, "brought near again"
+        engine.die()
+        engine.come_back()
+        residency.prepare(adapters)
+        await asyncio.sleep(0.02)
+        assert len(engine.prepared) == 6, "host memory stays empty after a restart"
 
 
 async def test_without_staging_nothing_is_done_ahead(make_adapter: Make) -> None:

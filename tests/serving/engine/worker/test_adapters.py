@@ -89,12 +89,38 @@ async def test_loads_that_come_together_get_slots_as_these_become_free(tmp_path:
     await asyncio.gather(*(load(adapters, number, tmp_path) for number in range(1, 4)))
     for number in range(1, 4):
         await adapters.unload(f"a{number}", number)
-    engine.requests["a3"] = 1  # came late
+    engine.requests["a2"] = engine.requests["a3"] = 1  # came late
     loading = [asyncio.create_task(load(adapters, number, tmp_path)) for number in range(4, 7)]
     await asyncio.wait(loading, timeout=0.2)
-    assert [task.done() for task in loading] == [True, True, True]
-    assert engine.resident == {3, 4, 5, 6}
+    assert [task.done() for task in loading] == [True, True, False]
+    assert engine.resident == {2, 3, 4, 5}
+    engine.requests.clear()
+    await loading[2]
     assert engine.most == 4
+
+
+async def test_a_load_that_is_cut_off_leaves_its_slot_to_others(tmp_path: Path) -> None:
+    engine = Engine(1, 0)
+    adapters = Adapters(engine)
+    await load(adapters, 1, tmp_path)
+    engine.requests["a1"] = 1  # it leaves slowly
+    unloading = asyncio.create_task(adapters.unload("a1", 1))
+    await asyncio.sleep(0.02)
+    engine.requests.clear()
+    await unloading
+    engine.requests["a1"] = 1
+    for number in (2, 1):  # waits for the slot; waits for its own leaving
+        waiting = asyncio.create_task(load(adapters, number, tmp_path))
+        await asyncio.sleep(0.02)
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        await adapters.unload(f"a{number}", number)
+    engine.requests.clear()
+    for number in (3, 4):
+        await load(adapters, number, tmp_path)
+        assert engine.resident == {number}
+        await adapters.unload(f"a{number}", number)
+    assert engine.most == 1
 
 
 async def test_an_adapter_that_is_wanted_back_comes_back(tmp_path: Path) -> None:

@@ -108,6 +108,7 @@ def extension(manager: Any, staging: Staging) -> StagingExtension:
     found = StagingExtension()
     found._loradock_bank = SlotBank(manager)
     found._loradock_stagings = {7: staging}
+    found._loradock_failed = {}
     found._loradock_abandoned = []
     found._loradock_freed = {}
     return found
@@ -126,6 +127,24 @@ def test_a_slot_that_is_still_being_filled_is_free_once_that_has_ended() -> None
     ours.loradock_remove(8)
     assert manager.lora_index_to_id[0] is None
     assert not ours._loradock_abandoned
+
+
+def test_a_failure_is_told_as_often_as_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    strange = worker({"a": layer()})
+    manager = strange.model_runner.lora_manager._adapter_manager
+    manager.remove_adapter = lambda _: None
+    staging = Staging(Adapter("a", "/nowhere", "d"), 0, None)
+    ours = extension(strange, staging)
+    monkeypatch.setattr(ours, "_loradock_stager", SimpleNamespace(tiers=dict), raising=False)
+    assert ours._loradock_bank.reserve() == 0
+    assert ours.loradock_poll(7) == {"state": "pending"}
+    staging.progress, staging.reason = Progress.FAILED, "no room"
+    for _ in range(2):  # another worker was not ready at the first time
+        assert ours.loradock_poll(7) == {"state": "failed", "reason": "no room", "tiers": {}}
+    assert ours._loradock_bank.reserve() == 0
+    ours.loradock_remove(7)
+    assert ours._loradock_bank.reserve() == 1, "the reservation of another was given back"
+    assert not ours._loradock_failed
 
 
 def test_a_slot_is_marked_when_its_adapter_leaves_and_not_when_the_next_one_comes(

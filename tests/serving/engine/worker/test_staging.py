@@ -153,6 +153,43 @@ def test_after_a_start_prepared_adapters_fill_host_memory_and_leave_first(tmp_pa
     assert tiers.bank.packs == 0
 
 
+async def test_memory_that_a_copy_reads_is_given_to_no_other_adapter(tmp_path: Path, make: Make) -> None:
+    tiers, one, two = Tiers(tmp_path, rows=2), make(1), make(2, rank=2)
+    tiers.folder.capacity = 0
+    staging = Staging(one, 0, None)
+    with tiers.stager._copying:  # another adapter is being copied
+        tiers.stager.begin(staging)
+        await until(lambda: one.digest in tiers.arena)
+        tiers.stager.prefetch(one, keep=False).result(5)
+        tiers.stager.prefetch(two, keep=True).result(5)
+    await until(lambda: staging.progress is Progress.FILLED)
+    assert tiers.bank.holds(0, Path(one.path))
+    assert tiers.bank.packs == 2
+    row = tiers.arena.take(ROW)
+    with pytest.raises(RuntimeError, match="kept already"):
+        tiers.arena.keep(two.digest, row)
+
+
+@pytest.mark.parametrize("harm", ["damaged", "gone"])
+def test_what_was_prepared_badly_is_prepared_again_after_a_start(
+    tmp_path: Path, make: Make, monkeypatch: pytest.MonkeyPatch, harm: str
+) -> None:
+    adapter = make(1)
+    Tiers(tmp_path, rows=0).stager.prefetch(adapter, keep=False).result(5)
+    tiers = Tiers(tmp_path, rows=1)
+    file = tiers.folder.path_of(adapter.digest)
+    if harm == "damaged":
+        file.write_bytes(file.read_bytes()[:-1] + b"!")
+    else:
+        opening = tiers.folder.open
+        monkeypatch.setattr(tiers.folder, "open", lambda digest: (opening(digest), file.unlink())[0])
+    tiers.stager.prefetch(adapter, keep=False).result(5)
+    assert tiers.bank.packs == 1
+    assert adapter.digest in tiers.arena
+    assert file.exists()
+    assert tiers.stager.tiers()["disk"]["damaged"] == (harm == "damaged")
+
+
 async def test_an_adapter_does_not_wait_for_one_that_takes_long(
     tmp_path: Path, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
