@@ -140,6 +140,7 @@ class Loader:
         for load in self._loads.values():
             load.cancel()
         await asyncio.gather(*self._loads.values(), return_exceptions=True)
+        self._loads.clear()  # one that had not begun has not taken itself out
 
     def _may_begin(self) -> bool:
         return (
