@@ -117,7 +117,8 @@ async def test_a_load_that_is_cut_off_leaves_its_slot_to_others(tmp_path: Path) 
         await adapters.unload(f"a{number}", number)
     engine.requests.clear()
     for number in (3, 4):
-        await load(adapters, number, tmp_path)
+        async with asyncio.timeout(5):
+            await load(adapters, number, tmp_path)
         assert engine.resident == {number}
         await adapters.unload(f"a{number}", number)
     assert engine.most == 1
