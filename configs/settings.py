@@ -71,7 +71,10 @@ class EngineSettings(BaseModel):
     url: str | None = Field(None, description="base URL without /v1, for kinds vllm-remote and openai")
     api_key_env: str | None = Field(None, description="environment variable that holds the upstream's key")
     slots: int | None = Field(None, ge=1, le=4096, description="adapters resident at once; default: the profile's")
-    max_lora_rank: int | None = Field(None, description="largest rank accepted; default: the profile's")
+    max_lora_rank: int | None = Field(
+        None,
+        description="largest rank accepted; slots are computed whole, so a smaller one is faster; default: the profile's",
+    )
     staging: bool | None = Field(
         None, description="bring adapters into slots beside the engine's thread; default: the profile's"
     )
