@@ -73,7 +73,7 @@ class EngineSettings(BaseModel):
     slots: int | None = Field(None, ge=1, le=4096, description="adapters resident at once; default: the profile's")
     max_lora_rank: int | None = Field(
         None,
-        description="largest rank accepted; slots are computed whole, so a smaller one is faster; default: the profile's",
+        description="largest rank accepted; slots are computed whole, so a small one is faster; default: the profile's",
     )
     staging: bool | None = Field(
         None, description="bring adapters into slots beside the engine's thread; default: the profile's"
