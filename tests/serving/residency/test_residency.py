@@ -180,7 +180,7 @@ async def test_loads_that_a_death_undid_keep_their_order(make_adapter: Make) -> 
 
 
 async def test_a_request_behind_a_slow_load_goes_to_the_base_at_once(make_adapter: Make) -> None:
-    engine, adapters = SlotEngine(slots=3, load_s=0.5), [make_adapter(n) for n in range(3)]
+    engine, adapters = SlotEngine(slots=3, load_s=1.0), [make_adapter(n) for n in range(3)]
     async with running(engine) as residency:
         async with using(residency, adapters[0]):  # the first load tells how long they take
             pass
@@ -188,9 +188,9 @@ async def test_a_request_behind_a_slow_load_goes_to_the_base_at_once(make_adapte
         await asyncio.sleep(0.05)
         began = time.monotonic()
         with pytest.raises(StillCold):
-            async with residency.hold(adapters[2], Patience(0.05, 5)):
+            async with residency.hold(adapters[2], Patience(0.2, 5)):
                 pass
-        assert time.monotonic() - began < 0.04
+        assert time.monotonic() - began < 0.15
         await loading
 
 
