@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -183,8 +184,12 @@ def test_ctrl_c_exits_130_without_a_traceback(alone: Path) -> None:
             connection, _ = silent.accept()
             with connection:
                 connection.recv(1)  # the request is under way
-                command.send_signal(signal.SIGINT)
-                assert command.wait(timeout=20) == 130
+                for _ in range(4):  # Python misses one that comes just before it begins to wait for the socket
+                    command.send_signal(signal.SIGINT)
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        command.wait(timeout=5)
+                        break
+                assert command.poll() == 130
             assert command.stderr is not None
             assert b"Traceback" not in command.stderr.read()
 
