@@ -61,12 +61,13 @@ def result(
 
 
 def publish(outcome: Mapping[str, Any], tables: Sequence[Table], out: Path | None) -> None:
-    """JSON to stdout and to `out` if given; tables to stderr, the bars last."""
+    """JSON to stdout and to `out` if given; tables to stderr, the bars last if there are any."""
     print(json.dumps(outcome, indent=2))
     if out is not None:
         save(outcome, out)
     console = Console(file=sys.stderr, width=None if sys.stderr.isatty() else TABLE_WIDTH)
-    for table in (*tables, bars_table(outcome["bars"])):
+    bars = [bars_table(outcome["bars"])] if outcome["bars"] else []
+    for table in (*tables, *bars):
         console.print(table)
 
 

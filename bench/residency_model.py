@@ -20,6 +20,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
+from rich.table import Table
+
 from adapters_registry.model import AdapterVersion, State
 from bench.report import publish, result
 from bench.residency_loads import at
@@ -30,10 +32,6 @@ from serving.residency import Patience, Residency
 PATIENCE = Patience(None, 3600.0)
 EXPONENT = 1.1
 HERE = Path(__file__).parent
-STEP_PROMPTS = 32
-"""prompts that are computed in one step at most"""
-GRAPH_PROMPTS = 1
-"""more prompts than these are a step without graphs, which lasts at least `--eager-ms`"""
 CALL_S = 0.001
 """one question to the engine's process, without what waits for a step"""
 
@@ -105,7 +103,7 @@ class Card:
                 if not self._questions:
                     await self._work.wait()
                 continue
-            new = [self._coming.popleft() for _ in range(min(len(self._coming), STEP_PROMPTS))]
+            new = [self._coming.popleft() for _ in range(min(len(self._coming), self._args.step_prompts))]
             await asyncio.sleep(self._lasts_s(len(new)))
             self.running += new
             for answer in new:
@@ -119,7 +117,7 @@ class Card:
     def _lasts_s(self, prompts: int) -> float:
         args = self._args
         ms = args.step_ms + args.stream_ms * len(self.running) + args.prompt_ms * prompts
-        return float(max(ms, args.eager_ms if prompts > GRAPH_PROMPTS else 0.0) / 1e3)
+        return float(max(ms, args.eager_ms if prompts > args.graph_prompts else 0.0) / 1e3)
 
 
 class Insides:
@@ -254,7 +252,8 @@ class Model:
         while due < self._args.seconds:
             await asyncio.sleep(max(0.0, began + due - self._loop.time()))
             [adapter] = chance.choices(self._adapters, weights)
-            tasks.append(self._loop.create_task(self._request(adapter, began + due, firsts)))
+            tokens = self._args.long_answer if chance.random() < self._args.long_share else self._args.answer
+            tasks.append(self._loop.create_task(self._request(adapter, tokens, began + due, firsts)))
             busy.append(sum(entry.in_flight > 0 for entry in self._residency.slots.values()))
             due += chance.expovariate(self._args.rate)
         await asyncio.gather(*tasks)
@@ -267,9 +266,9 @@ class Model:
             "busy_slots": round(statistics.mean(busy), 2),
         }
 
-    async def _request(self, adapter: AdapterVersion, due: float, firsts: list[float]) -> None:
+    async def _request(self, adapter: AdapterVersion, tokens: int, due: float, firsts: list[float]) -> None:
         async with self._residency.hold(adapter, PATIENCE):
-            answer = Answer(self._args.answer)
+            answer = Answer(tokens)
             self._insides.requests[adapter.engine_name] += 1
             self._card.submit(answer)
             await answer.done
@@ -300,13 +299,17 @@ def parse(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=30.0, help="of a round")
     parser.add_argument("--rounds", type=int, default=3, help="host memory is empty before the first")
     parser.add_argument("--answer", type=int, default=64, help="tokens")
+    parser.add_argument("--long-answer", type=int, default=1024, help="tokens of those that are longer")
+    parser.add_argument("--long-share", type=float, default=0.0, help="of the requests")
     parser.add_argument("--host-adapters", type=int, default=200, help="that host memory holds")
     parser.add_argument("--disk-ms", type=float, default=54.0, help="to read a row into host memory")
     parser.add_argument("--copy-ms", type=float, default=4.0, help="to copy it into a slot")
     parser.add_argument("--step-ms", type=float, default=6.1, help="of a step")
     parser.add_argument("--stream-ms", type=float, default=0.023, help="more of a step for each request in it")
     parser.add_argument("--prompt-ms", type=float, default=9.0, help="more of a step for each new prompt")
-    parser.add_argument("--eager-ms", type=float, default=44.0, help="at least, of a step with two prompts or more")
+    parser.add_argument("--step-prompts", type=int, default=8, help="most new prompts of a step")
+    parser.add_argument("--graph-prompts", type=int, default=1, help="most new prompts of a step that has a graph")
+    parser.add_argument("--eager-ms", type=float, default=44.0, help="at least, of a step without a graph")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
     return parser.parse_args(given)
@@ -316,7 +319,19 @@ def main() -> None:
     """Run and print."""
     args = parse()
     settings = {name: value for name, value in vars(args).items() if name != "out"}
-    publish(result("residency_model", settings, {"rounds": on_clock(lambda: modelled(args))}, []), [], args.out)
+    rounds = on_clock(lambda: modelled(args))
+    publish(result("residency_model", settings, {"rounds": rounds}, []), [_table(rounds)], args.out)
+
+
+def _table(rounds: list[dict[str, float]]) -> Table:
+    table = Table(title="rounds, and their medians", title_justify="left")
+    for name in rounds[0]:
+        table.add_column(name, justify="right")
+    for figures in rounds:
+        table.add_row(*(f"{figure:,}" for figure in figures.values()))
+    table.add_section()
+    table.add_row(*(f"{statistics.median(figures[name] for figures in rounds):,.5g}" for name in rounds[0]))
+    return table
 
 
 if __name__ == "__main__":

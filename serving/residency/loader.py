@@ -1,5 +1,7 @@
 """Bringing what is asked for into the slots of one engine: first come first served, never evicting what is in use.
 
+With all slots busy, the adapter drains that has been in its slot for longest. If it is asked for meanwhile it waits
+like any other, and goes on where it is if it still drains when its turn comes, or when no one needs its slot any more.
 Slots are given away one at a time, in the order of asking; an engine that stages then fills several of them at once, so
 that an adapter in host memory need not wait for one that is read from disk.
 """
@@ -22,7 +24,7 @@ log = logging.getLogger(__name__)
 FAILURE_COOLDOWN_S = 5.0
 """A refused adapter is not tried again sooner."""
 DRAIN_AFTER_S = 0.25
-"""A load that waits this long for a slot makes the least valuable busy adapter drain."""
+"""A load that waits this long makes a busy adapter drain."""
 
 
 class Loader:
@@ -82,7 +84,7 @@ class Loader:
             entry.ready = asyncio.get_running_loop().create_future()
             # Nobody may be waiting when it fails: a prefetch, or requests that all went to the base.
             entry.ready.add_done_callback(lambda future: future.cancelled() or future.exception())
-            if entry.state is AdapterState.ABSENT:
+            if entry.state is AdapterState.ABSENT or entry.yielding:
                 self._enqueue(entry)
                 self.changed.set()
         return entry.ready
@@ -104,7 +106,7 @@ class Loader:
 
     def leave(self, entry: Entry) -> None:
         """Let `entry` leave: now, or once the load under way has served those who wait for it."""
-        entry.leaving = entry.state in (AdapterState.STAGING, AdapterState.STAGED, AdapterState.LOADING)
+        entry.leaving = entry.state is not AdapterState.ABSENT
         if entry.state is AdapterState.READY:
             entry.state = AdapterState.DRAINING
         self.changed.set()
@@ -116,15 +118,14 @@ class Loader:
         self._cache = None
         for entry in lost:
             entry.in_flight = 0
-            entry.state = AdapterState.ABSENT
-            if entry.ready is not None:  # asked for while draining
-                self._enqueue(entry)
+            self._left(entry)
         return lost
 
     async def run(self) -> None:
         """Load what is asked for, for ever."""
         while True:
             await self._evict_drained()
+            self._take_turns()
             if self._engine.staging and not self.queue and self._engine.status.state is EngineState.READY:
                 self._on_idle()
             if self._may_begin():
@@ -150,7 +151,8 @@ class Loader:
         )
 
     def _enqueue(self, entry: Entry) -> None:
-        entry.state = AdapterState.STAGING
+        if not entry.yielding:
+            entry.state = AdapterState.STAGING
         entry.asked_at = self._clock()
         entry.ahead = False
         self.queue.append(entry)
@@ -218,35 +220,51 @@ class Loader:
         self._load_s += 0.2 * (entry.load_s - self._load_s)
         self._on_load(entry.load_s, "ok")
         self.longest_wait_s = max(self.longest_wait_s, self._clock() - entry.asked_at)
-        entry.wanted, entry.failure = False, None
-        entry.state = AdapterState.READY
+        entry.failure = None
         self.slots[entry.adapter.engine_name] = entry
         self.slots.touch(entry)
+        self._serve(entry)
+
+    def _serve(self, entry: Entry) -> None:
+        """Let who waits for `entry`, which is in a slot, have it: a turn of it begins."""
+        entry.wanted = False
+        entry.state = AdapterState.READY
+        entry.turn_at = self._clock()
         self.resolve(entry)
         if entry.leaving and entry.waiters == 0:
             self.leave(entry)
 
+    def _take_turns(self) -> None:
+        """Have a busy adapter drain for those that have waited for long; what drains and need not goes on."""
+        while self.queue and self.queue[0].adapter.engine_name in self.slots:
+            self._serve(self.queue.popleft())
+        now = self._clock()
+        waiting = (entry for entry in self.queue if entry.adapter.engine_name not in self.slots)
+        due = sum(now - entry.asked_at >= DRAIN_AFTER_S for entry in waiting)
+        for entry in self.slots.drain(0 if self._has_room else due, now):
+            if entry in self.queue:
+                self.queue.remove(entry)
+            self._serve(entry)
+
     async def _free_slot(self) -> None:
-        """Return when a slot is free, evicting if need be, and draining a busy adapter if that takes too long.
+        """Return when a slot is free, evicting if need be.
 
         A slot that is being filled is not free.
         """
         if self._engine.slots == 0:
             raise AdapterLoadFailed(f"engine {self._engine.name} takes no adapters")
-        drain_at = self._clock() + DRAIN_AFTER_S
         while self._full:
             if not self._loads and all(resident.pinned for resident in self.slots.values()):
                 raise AdapterLoadFailed(f"all {self._engine.slots} slots of engine {self._engine.name} are pinned")
             await self._evict_drained()
             if not self._full:
                 break
-            victim = self.slots.lowest(evictable=True)
+            victim = self.slots.lowest()
             if victim is not None:
                 self.slots.popitem()
                 await self._unload(victim)
                 continue
-            if self._clock() >= drain_at:
-                self.slots.drain_one()
+            self._take_turns()
             self._ahead.look(self.queue)
             self.changed.clear()
             with contextlib.suppress(TimeoutError):
@@ -256,6 +274,11 @@ class Loader:
     @property
     def _full(self) -> bool:
         return len(self.slots) + len(self._loads) >= self._engine.slots
+
+    @property
+    def _has_room(self) -> bool:
+        """A slot is free, or would be by evicting what nobody uses."""
+        return not self._full or any(entry.evictable for entry in self.slots.values())
 
     async def _evict_drained(self) -> None:
         while drained := self.slots.drained():
@@ -273,10 +296,16 @@ class Loader:
             log.info("unloading %s: %s", entry.adapter.engine_name, error)
         if epoch != self.epoch and entry.state is not AdapterState.DRAINING:
             return
-        if entry.ready is not None:
+        self._left(entry)
+
+    def _left(self, entry: Entry) -> None:
+        """`entry` is in no slot any more; it is queued if it is asked for."""
+        entry.leaving = False
+        entry.state = AdapterState.ABSENT
+        if entry in self.queue:
+            entry.state = AdapterState.STAGING
+        elif entry.ready is not None:
             self._enqueue(entry)
-        else:
-            entry.state = AdapterState.ABSENT
 
     def _fail(self, entry: Entry, error: ServingError) -> None:
         log.warning("adapter %s: %s", entry.adapter.engine_name, error.message)

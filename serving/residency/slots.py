@@ -10,6 +10,11 @@ from cachetools import Cache
 
 from adapters_registry.model import AdapterVersion
 
+TURN_S = 0.5
+"""A busy adapter has so long in its slot before it drains for others."""
+PATIENCE_S = 2.0
+"""If one takes longer to drain, another drains as well."""
+
 
 class AdapterState(StrEnum):
     """State of one adapter on one engine."""
@@ -38,12 +43,16 @@ class Entry:
     wanted: bool = False
     """a load was asked for on its own account: prefetch, pin, or `load`"""
     leaving: bool = False
-    """asked to go while it was on its way in: it drains as soon as nobody uses it"""
+    """asked to go: it does as soon as nobody uses it, those included who wait for it while it is on its way in"""
     ready: asyncio.Future[None] | None = None
     """resolved when the present load ends; None when none is asked for"""
     priority: float = 0.0
     load_s: float = 0.0
     """duration of the last load"""
+    turn_at: float = 0.0
+    """when its present turn in a slot began"""
+    yields_at: float = 0.0
+    """when it was last told to drain for others"""
     last_used: float = 0.0
     loads: int = 0
     failed_until: float = 0.0
@@ -58,6 +67,11 @@ class Entry:
     def busy(self) -> bool:
         """Requests use it; one that has just been loaded is not busy before those that waited for it have taken it."""
         return self.in_flight > 0 and self.state is AdapterState.READY
+
+    @property
+    def yielding(self) -> bool:
+        """It drains for others' sake and is asked to go for no other reason: it may go on where it is."""
+        return self.state is AdapterState.DRAINING and not self.leaving
 
 
 class SlotCache(Cache[str, Entry]):
@@ -79,18 +93,24 @@ class SlotCache(Cache[str, Entry]):
         # The use counter breaks ties in favour of the later use, far below any difference in cost.
         entry.priority = self._clock + entry.load_s + self._uses * 1e-9
 
-    def lowest(self, *, evictable: bool) -> Entry | None:
-        """The entry to go first, among the evictable ones or among all that are busy and not pinned."""
-        fits = (entry for entry in self.values() if (entry.evictable if evictable else entry.busy and not entry.pinned))
-        return min(fits, key=lambda entry: entry.priority, default=None)
+    def lowest(self) -> Entry | None:
+        """The entry to evict first."""
+        return min((e for e in self.values() if e.evictable), key=lambda entry: entry.priority, default=None)
 
-    def drain_one(self) -> None:
-        """Let the least valuable busy entry leave when its requests have ended, unless one does so already."""
-        if any(entry.state is AdapterState.DRAINING for entry in self.values()):
-            return
-        busy = self.lowest(evictable=False)
-        if busy is not None:
-            busy.state = AdapterState.DRAINING
+    def drain(self, wanted: int, now: float) -> list[Entry]:
+        """Have the busy entry whose turn is longest drain for others, if more slots are `wanted` than drain for them.
+
+        One at a time, unless it takes longer than PATIENCE_S; each has TURN_S first. Returned are those that are too
+        many, to go on.
+        """
+        yielding = sorted((entry for entry in self.values() if entry.yielding), key=_turn)
+        draining = [entry for entry in yielding if not entry.pinned]
+        if wanted > len(draining) and all(now - entry.yields_at >= PATIENCE_S for entry in draining):
+            tired = (e for e in self.values() if e.busy and not e.pinned and now - e.turn_at >= TURN_S)
+            longest = min(tired, key=_turn, default=None)
+            if longest is not None:
+                longest.state, longest.yields_at = AdapterState.DRAINING, now
+        return [entry for entry in yielding if entry not in draining[:wanted]]
 
     def drained(self) -> list[Entry]:
         """Entries whose last request has ended since they were told to leave."""
@@ -98,9 +118,13 @@ class SlotCache(Cache[str, Entry]):
 
     def popitem(self) -> tuple[str, Entry]:
         """Remove and return the entry to evict. Raises KeyError if all are in use or pinned."""
-        victim = self.lowest(evictable=True)
+        victim = self.lowest()
         if victim is None:
             raise KeyError("no adapter can be evicted")
         # Uses since then count from here, so that an expensive but forgotten adapter leaves in the end.
         self._clock = max(self._clock, victim.priority)
         return victim.adapter.engine_name, self.pop(victim.adapter.engine_name)
+
+
+def _turn(entry: Entry) -> float:
+    return entry.turn_at

@@ -9,7 +9,7 @@ from bench.residency_model import modelled, on_clock, parse
 
 
 def figures(*options: str) -> list[dict[str, float]]:
-    args = parse([*options, "--seconds", "10", "--rounds", "2"])
+    args = parse(["--seconds", "10", "--rounds", "2", *options])
     rounds: list[dict[str, float]] = on_clock(lambda: modelled(args))
     return rounds
 
@@ -40,3 +40,8 @@ def test_several_loads_at_once_help_where_the_disk_is_slow() -> None:
     many = ("--adapters", "400", "--slots", "32", "--rate", "20", "--disk-ms", "200", "--host-adapters", "50")
     [one, _], [four, _] = figures(*many, "--loads", "1"), figures(*many, "--loads", "4")
     assert four["first_p99_ms"] < one["first_p99_ms"] / 2
+
+
+def test_no_adapter_waits_long_behind_a_long_answer() -> None:
+    rounds = figures("--rate", "12", "--long-share", "0.02", "--long-answer", "4096", "--seconds", "20")
+    assert max(figure["first_max_ms"] for figure in rounds) < 5000 < 4096 * 7
