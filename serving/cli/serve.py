@@ -14,7 +14,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from configs.settings import Settings, SettingsError
+from configs.settings import ALLOWED_RANKS, EMBEDDED, Settings, SettingsError
 from serving.cli.errors import CliError, Misuse
 from serving.cli.options import AsJson, ConfigFile, settings_of
 from serving.cli.output import BAD, FAINT, GOOD, Output, safe
@@ -119,6 +119,9 @@ class Lines:
         self._out = out
         self._log = settings.home / "logs"
         self._keys = settings.keys_file.exists()
+        self._rank_is_open = {
+            engine.name for engine in settings.engines if engine.model != EMBEDDED and engine.max_lora_rank is None
+        }
         self._url = ""
         self._said: dict[str, tuple[str, str]] = {}
 
@@ -141,6 +144,8 @@ class Lines:
         self._out.json(summary)
         for agent, champion in summary["agents"].items():
             self._say(f"agent {agent}: {champion or 'no adapter'}")
+        for hint in summary["hints"]:
+            self._say(hint)
         failed = [engine["name"] for engine in summary["engines"] if engine["state"] != "ready"]
         state = f"not ready: engine {', '.join(failed)}" if failed else "ready"
         self._say(f"{state}; endpoint {self._url}/v1, log in {self._log}")
@@ -162,8 +167,23 @@ class Lines:
             "url": self._url,
             "engines": [_describe(engine) for engine in engines],
             "agents": {agent: champion and champion.engine_name for agent, champion in champions.items()},
+            "hints": [hint for engine in engines if (hint := self._hint(engine, registered))],
             "log": str(self._log),
         }
+
+    def _hint(self, engine: Engine, registered: RegistrySnapshot) -> str | None:
+        """Slots of a larger rank than any adapter has cost time in every step of a GPU."""
+        if engine.name not in self._rank_is_open or not engine.staging:
+            return None
+        bases = (engine.base_name, *engine.base_aliases)
+        largest = max((version.rank for version in registered.versions.values() if version.base in bases), default=None)
+        fitting = next((rank for rank in ALLOWED_RANKS if largest is not None and rank >= largest), None)
+        if fitting is None or fitting >= engine.max_lora_rank:
+            return None
+        return (
+            f"engine {engine.name}: no adapter has a rank above {largest}; its setting max_lora_rank = {fitting} would "
+            f"make answers faster (docs/profiles.md)"
+        )
 
 
 class Terminal(Lines):
@@ -241,6 +261,8 @@ def panel(summary: dict[str, Any]) -> Panel:
         )
     for agent, champion in summary["agents"].items():
         facts.add_row("agent", Text(safe(f"{agent}: {champion}" if champion else f"{agent}: no adapter")))
+    for hint in summary["hints"]:
+        facts.add_row("hint", Text(safe(hint)))
     facts.add_row("log", Text(summary["log"]))
     return Panel.fit(facts, title="loradock serves", title_align="left", border_style=GOOD, padding=(0, 1))
 

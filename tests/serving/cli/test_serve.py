@@ -131,6 +131,28 @@ def test_with_json_the_summary_stands_alone(settings: Settings, capsys: pytest.C
     assert summary["engines"][0]["state"] == "ready"
 
 
+@pytest.mark.parametrize(
+    ("engine", "staging", "hint"),
+    [
+        ({}, True, "max_lora_rank = 8"),
+        ({}, False, None),  # on a CPU nothing is known of it
+        ({"max_lora_rank": 16}, True, None),
+        ({"model": "embedded"}, True, None),
+    ],
+)
+def test_slots_of_a_larger_rank_than_any_adapter_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], engine: dict[str, object], staging: bool, hint: str | None
+) -> None:
+    engines = [{"name": "cage", "model": "some/model", **engine}]
+    settings = load_settings({"home": tmp_path, "engines": engines}, environ={}).settings
+    parrot = Parrot()
+    parrot.staging, parrot.max_lora_rank = staging, 16
+    Lines(settings, Output()).ready([parrot], _registered())
+    told = capsys.readouterr().out
+    assert ("max_lora_rank" in told) is (hint is not None)
+    assert hint is None or hint in told
+
+
 def test_an_engine_that_does_not_start_is_told(settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
     lines = Lines(settings, Output())
     failed = Parrot()
