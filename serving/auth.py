@@ -16,6 +16,7 @@ import secrets
 import time
 import tomllib
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -30,6 +31,8 @@ log = logging.getLogger(__name__)
 
 KEY_PREFIX = "ld-"
 RELOAD_S = 1.0
+LOCAL_DOMAINS = (".localhost", ".local", ".internal", ".home.arpa", ".test")
+"""that the public DNS never resolves (RFC 6761, 6762, 8375; ICANN for .internal)"""
 
 
 class _StoredKey(BaseModel):
@@ -92,10 +95,19 @@ class KeyRing:
         """Let a process of ours in that carries `token`; nothing is stored."""
         self._admitted[_hash(token)] = caller
 
-    def identify(self, authorization: str | None) -> Caller:
-        """The caller behind an `Authorization` header. Raises Unauthorized."""
+    def identify(self, authorization: str | None, host: str | None) -> Caller:
+        """The caller behind these headers `Authorization` and `Host`.
+
+        Raises Unauthorized; Forbidden where no key is needed and a name of elsewhere leads here, as a web page's does
+        that has its own name rebound to this machine to read what it answers.
+        """
         self._reload_if_changed()
         if not self._required:
+            if not _is_local_name(host or ""):
+                raise Forbidden(
+                    f"without API keys this endpoint does not answer to the name {host}: use localhost or an address, "
+                    "or create a key with 'loradock keys add NAME --admin'"
+                )
             return LOCAL
         scheme, _, token = (authorization or "").partition(" ")
         if scheme.lower() != "bearer" or not token:
@@ -174,6 +186,16 @@ def remove_key(path: Path, name: str) -> None:
 
 def _wishes(key: _StoredKey) -> Wishes:
     return NO_WISHES if key.routing == RoutingWishes() else Wishes.of(key.routing)
+
+
+@lru_cache(maxsize=64)
+def _is_local_name(host: str) -> bool:
+    """No name in the public DNS: an address, a name without a dot, or one that is kept for local networks."""
+    try:
+        name = (urlsplit(f"//{host}").hostname or "").rstrip(".")
+    except ValueError:
+        return False
+    return "." not in name or ":" in name or name.replace(".", "").isdigit() or name.endswith(LOCAL_DOMAINS)
 
 
 def _is_of_this_machine(origin: str) -> bool:

@@ -122,7 +122,7 @@ class Front:
 
         try:
             if scope["path"] not in OPEN_PATHS:
-                caller = self._gateway.keys.identify(text(headers.get(b"authorization")))
+                caller = self._gateway.keys.identify(text(headers.get(b"authorization")), text(headers.get(b"host")))
                 scope.setdefault("state", {})["caller"] = caller
             settings = self._gateway.settings
             limit = settings.max_upload_bytes if scope["path"] == UPLOAD_PATH else settings.max_body_bytes

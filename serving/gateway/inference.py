@@ -76,7 +76,7 @@ class _Exchange:
 
     async def run(self, headers: Mapping[bytes, bytes], receive: Receive) -> None:
         gateway = self.gateway
-        caller = gateway.keys.identify(text(headers.get(b"authorization")))
+        caller = gateway.keys.identify(text(headers.get(b"authorization")), text(headers.get(b"host")))
         self._caller = caller.name
         self._recorded = (
             gateway.recorder.enabled and caller.record and headers.get(RECORD_HEADER, b"").lower() != b"off"

@@ -10,6 +10,8 @@ from serving import auth
 from serving.auth import LOCAL, Caller, KeyRing, add_key, check_binding, refuse_foreign_page, remove_key, require_admin
 from serving.errors import Forbidden, Unauthorized
 
+HOST = "localhost:8000"
+
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
@@ -19,13 +21,13 @@ def path(tmp_path: Path) -> Path:
 def test_without_keys_everyone_is_local_and_admin(path: Path) -> None:
     ring = KeyRing(path)
     assert not ring
-    assert ring.identify(None) is LOCAL
-    require_admin(ring.identify(None))
+    assert ring.identify(None, HOST) is LOCAL
+    require_admin(ring.identify(None, HOST))
 
 
 def test_a_key_is_recognised_and_its_text_is_nowhere_on_disk(path: Path) -> None:
     token = add_key(path, "ci", admin=False)
-    caller = KeyRing(path).identify(f"Bearer {token}")
+    caller = KeyRing(path).identify(f"Bearer {token}", HOST)
     assert caller.name == "ci"
     assert token not in path.read_text()
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -37,19 +39,19 @@ def test_a_key_is_recognised_and_its_text_is_nowhere_on_disk(path: Path) -> None
 def test_anything_else_is_refused(path: Path, header: str | None) -> None:
     add_key(path, "ci", admin=True)
     with pytest.raises(Unauthorized):
-        KeyRing(path).identify(header)
+        KeyRing(path).identify(header, HOST)
 
 
 def test_a_revoked_key_stops_working_without_a_restart(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(auth, "RELOAD_S", 0)
     first, second = add_key(path, "first", admin=True), add_key(path, "second", admin=False)
     ring = KeyRing(path)
-    assert ring.identify(f"Bearer {first}").admin
+    assert ring.identify(f"Bearer {first}", HOST).admin
     remove_key(path, "first")
     os.utime(path, ns=(1, 1))
     with pytest.raises(Unauthorized):
-        ring.identify(f"Bearer {first}")
-    assert ring.identify(f"Bearer {second}").name == "second"
+        ring.identify(f"Bearer {first}", HOST)
+    assert ring.identify(f"Bearer {second}", HOST).name == "second"
 
 
 def test_the_last_key_cannot_be_removed_because_that_would_open_every_route(path: Path) -> None:
@@ -93,14 +95,14 @@ def test_a_file_that_goes_away_opens_nothing(path: Path, monkeypatch: pytest.Mon
     path.unlink()
     for header in (None, f"Bearer {token}"):
         with pytest.raises(Unauthorized):
-            ring.identify(header)
+            ring.identify(header, HOST)
     path.write_text(kept)
-    assert ring.identify(f"Bearer {token}").name == "ci"
+    assert ring.identify(f"Bearer {token}", HOST).name == "ci"
 
 
 def test_where_keys_are_required_none_is_no_open_door(path: Path) -> None:
     with pytest.raises(Unauthorized):
-        KeyRing(path, required=True).identify(None)
+        KeyRing(path, required=True).identify(None, HOST)
 
 
 @pytest.mark.parametrize("content", [b"keys = 3", b"[[keys]", b"\xff\xfe"])
@@ -112,9 +114,38 @@ def test_a_file_spoilt_while_running_leaves_the_keys_as_they_were(
     ring = KeyRing(path)
     path.write_bytes(content)
     for _ in range(2):
-        assert ring.identify(f"Bearer {token}").name == "ci"
+        assert ring.identify(f"Bearer {token}", HOST).name == "ci"
         with pytest.raises(Unauthorized):
-            ring.identify(None)
+            ring.identify(None, HOST)
+
+
+@pytest.mark.parametrize(
+    ("host", "allowed"),
+    [
+        (None, True),
+        ("localhost:8000", True),
+        ("127.0.0.1:8000", True),
+        ("192.168.1.7", True),
+        ("[::1]:8000", True),
+        ("gpu-box:8000", True),
+        ("host.docker.internal:8000", True),
+        ("Printer.Local.", True),
+        ("evil.example:8000", False),
+        ("127.0.0.1.evil.example", False),
+        ("localhost.evil.example", False),
+        ("[::1", False),
+    ],
+)
+def test_without_keys_only_names_of_this_machine_or_network_lead_here(
+    tmp_path: Path, host: str | None, allowed: bool
+) -> None:
+    with contextlib.nullcontext() if allowed else pytest.raises(Forbidden, match="loradock keys add"):
+        assert KeyRing(tmp_path / "none.toml").identify(None, host) is LOCAL
+
+
+def test_with_keys_any_name_leads_here(tmp_path: Path) -> None:
+    token = add_key(tmp_path / "keys.toml", "ci", admin=True)
+    assert KeyRing(tmp_path / "keys.toml").identify(f"Bearer {token}", "llm.example.com").name == "ci"
 
 
 @pytest.mark.parametrize(

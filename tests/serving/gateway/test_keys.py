@@ -128,3 +128,13 @@ async def test_a_page_of_elsewhere_cannot_use_the_open_admin_routes_of_this_mach
     check(refused, 403, type="permission_error", code="insufficient_permissions")
     own = await endpoint.http.post("/v1/adapters/extra/promote", headers={"origin": "http://localhost:3000"})
     assert own.status_code == 200
+
+
+async def test_a_name_of_elsewhere_does_not_lead_to_what_needs_no_key(endpoint: Endpoint) -> None:
+    rebound = {"host": "evil.example:8000"}
+    for answer in (
+        await endpoint.http.get("/v1/models", headers=rebound),
+        await endpoint.ask("auto:legal", headers=rebound),
+    ):
+        check(answer, 403, type="permission_error", code="insufficient_permissions")
+    assert (await endpoint.http.get("/v1/models", headers={"host": "localhost:8000"})).status_code == 200
