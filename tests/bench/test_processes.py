@@ -28,6 +28,13 @@ def python(code: str, tmp_path: Path, mark: str = "") -> Child:
     return Child([sys.executable, "-c", code], tmp_path / "child.log", env, announces=True)
 
 
+def assert_gone(mark: str) -> None:
+    deadline = time.monotonic() + 5  # a killed process is gone once the kernel has come to it
+    while started_with(mark) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert started_with(mark) == []
+
+
 @linux
 def test_leaving_ends_the_process_and_its_children(tmp_path: Path) -> None:
     mark = f"mark-{time.monotonic_ns()}"
@@ -35,10 +42,7 @@ def test_leaving_ends_the_process_and_its_children(tmp_path: Path) -> None:
         assert child.first_line() == "up"
         assert len(started_with(mark)) == 2
     assert not child.running()
-    deadline = time.monotonic() + 5  # a killed process is gone once the kernel has come to it
-    while started_with(mark) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert started_with(mark) == []
+    assert_gone(mark)
 
 
 @linux
@@ -61,7 +65,7 @@ asyncio.run(main())
     process.terminate()
     assert process.wait(10) == 128 + signal.SIGTERM
     process.stdout.close()
-    assert started_with(mark) == []
+    assert_gone(mark)
 
 
 def test_a_process_that_ignores_the_signal_is_killed(tmp_path: Path) -> None:

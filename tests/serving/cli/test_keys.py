@@ -12,7 +12,7 @@ def test_a_key_is_printed_once_and_kept_hashed(cli: Cli, tmp_path: Path) -> None
     key = added.out.strip()
     file = tmp_path / "home" / "api_keys.toml"
     assert key not in file.read_text()
-    assert KeyRing(file).identify(f"Bearer {key}").admin
+    assert KeyRing(file).identify(f"Bearer {key}", "localhost").admin
     listed = cli("keys", "list", "--json").json
     assert listed["keys"] == [{"name": "ops", "admin": True, "record": True, "routing": {}}]
     assert key not in cli("keys", "list").out
@@ -21,13 +21,13 @@ def test_a_key_is_printed_once_and_kept_hashed(cli: Cli, tmp_path: Path) -> None
 def test_json_holds_the_key(cli: Cli, tmp_path: Path) -> None:
     document = cli("keys", "add", "app", "--json").json
     assert (document["name"], document["admin"]) == ("app", False)
-    assert KeyRing(tmp_path / "home" / "api_keys.toml").identify(f"Bearer {document['key']}").name == "app"
+    assert KeyRing(tmp_path / "home" / "api_keys.toml").identify(f"Bearer {document['key']}", "localhost").name == "app"
 
 
 def test_a_keys_requests_can_be_kept_out_of_the_cases(cli: Cli, tmp_path: Path) -> None:
     key = cli("keys", "add", "private", "--no-record", "--json").json["key"]
     ring = KeyRing(tmp_path / "home" / "api_keys.toml")
-    assert not ring.identify(f"Bearer {key}").record
+    assert not ring.identify(f"Bearer {key}", "localhost").record
     cli("keys", "add", "other")
     assert [each["record"] for each in cli("keys", "list", "--json").json["keys"]] == [False, True]
 
@@ -36,7 +36,7 @@ def test_a_key_may_wish_for_its_routes_and_keeps_that_when_others_come_and_go(cl
     key = cli("keys", "add", "thrifty", "--quality", "economy", "--max-cost", "0.002", "--json").json["key"]
     cli("keys", "add", "other")
     cli("keys", "remove", "other")
-    wishes = KeyRing(tmp_path / "home" / "api_keys.toml").identify(f"Bearer {key}").wishes
+    wishes = KeyRing(tmp_path / "home" / "api_keys.toml").identify(f"Bearer {key}", "localhost").wishes
     assert (wishes.quality, wishes.max_cost) == ("economy", 0.002)
     assert cli("keys", "list", "--json").json["keys"][0]["routing"] == {"quality": "economy", "max_cost": 0.002}
     for wrong in (["--quality", "cheap"], ["--max-cost", "0"], ["--max-cost", "nan"]):
