@@ -1,7 +1,7 @@
 """Bringing what is asked for into the slots of one engine: first come first served, never evicting what is in use.
 
-With all slots busy, the adapter drains that has been in its slot for longest. If it is asked for meanwhile it waits
-like any other, and goes on where it is if it still drains when its turn comes, or when no one needs its slot any more.
+With all slots busy, the adapter with the longest turn drains. If it is asked for meanwhile it waits like any other, and
+goes on where it is if it still drains when it is first in the queue, or when nobody needs its slot any more.
 Slots are given away one at a time, in the order of asking; an engine that stages then fills several of them at once, so
 that an adapter in host memory need not wait for one that is read from disk.
 """
@@ -53,13 +53,13 @@ class Loader:
         self._load_s = 0.05  # first guess of a load's duration; then a moving average
         self._loads: dict[Entry, asyncio.Task[None]] = {}
         self.queue: deque[Entry] = deque()
-        """those that have no slot yet"""
+        """those that have no slot yet, and those that drain and are asked for again"""
         self.changed = asyncio.Event()
         self.epoch = 0
         """counts losses of all adapters; what was taken in an earlier epoch is not given back"""
         self.evictions = 0
         self.longest_wait_s = 0.0
-        """of all loads that ended well, from asking to ready"""
+        """from asking to ready"""
 
     @property
     def slots(self) -> SlotCache:
@@ -71,7 +71,7 @@ class Loader:
     @property
     def waiting(self) -> int:
         """Loads that are asked for and not finished."""
-        return len(self.queue) + len(self._loads)
+        return len(self._cold) + len(self._loads)
 
     @property
     def free(self) -> int:
@@ -79,7 +79,7 @@ class Loader:
         return self._engine.slots - len(self.slots) - self.waiting
 
     def ask(self, entry: Entry) -> asyncio.Future[None]:
-        """The future of the load of `entry`, which is not ready; queued if no load is under way."""
+        """The future of `entry`, which is not ready; it is queued unless a load of it is under way or it is leaving."""
         if entry.ready is None:
             entry.ready = asyncio.get_running_loop().create_future()
             # Nobody may be waiting when it fails: a prefetch, or requests that all went to the base.
@@ -91,7 +91,8 @@ class Loader:
 
     def expected_wait_s(self, entry: Entry) -> float:
         """How long the loads before that of `entry` are likely to take."""
-        ahead = len(self._loads) + self.queue.index(entry) if entry in self.queue else 0
+        cold = self._cold
+        ahead = len(self._loads) + cold.index(entry) if entry in cold else 0
         return ahead * self._load_s / self._engine.loads_at_once
 
     def resolve(self, entry: Entry, error: Exception | None = None) -> None:
@@ -106,20 +107,26 @@ class Loader:
 
     def leave(self, entry: Entry) -> None:
         """Let `entry` leave: now, or once the load under way has served those who wait for it."""
+        if entry.yielding and entry in self.queue:
+            self.queue.remove(entry)  # it is asked for again when it has left
         entry.leaving = entry.state is not AdapterState.ABSENT
         if entry.state is AdapterState.READY:
-            entry.state = AdapterState.DRAINING
+            entry.drain(self._clock())
         self.changed.set()
 
     def forget(self) -> list[Entry]:
-        """The engine died: nothing is resident, requests in flight are over. Returns what was, the best first."""
+        """The engine died: nothing is resident, requests in flight are over.
+
+        Returns what was and had not to leave, the best first.
+        """
         lost = sorted(self.slots.values(), key=lambda entry: (entry.pinned, entry.priority), reverse=True)
+        staying = [entry for entry in lost if not entry.leaving]
         self.epoch += 1
         self._cache = None
         for entry in lost:
             entry.in_flight = 0
             self._left(entry)
-        return lost
+        return staying
 
     async def run(self) -> None:
         """Load what is asked for, for ever."""
@@ -133,7 +140,7 @@ class Loader:
                 continue
             self.changed.clear()
             if not self.slots.drained() and not self._may_begin():
-                self._ahead.look(self.queue)
+                self._ahead.look(self._cold)
                 await self.changed.wait()
 
     async def stop(self) -> None:
@@ -159,7 +166,7 @@ class Loader:
 
     async def _begin(self, entry: Entry) -> None:
         """Give the first of the queue a slot and begin to load it, unless nobody wants it any more."""
-        if entry.waiters == 0 and not entry.wanted:
+        if not entry.asked_for:
             self.queue.remove(entry)
             entry.state = AdapterState.ABSENT
             self.resolve(entry, EngineUnavailable("nobody waits for this load any more"))
@@ -171,7 +178,8 @@ class Loader:
                 await self._engine.stage(entry.adapter)
                 self._on_stage(self._clock() - began)
             entry.state = AdapterState.STAGED
-            await self._free_slot()
+            if not await self._free_slot(entry):
+                return  # `run` comes back to it, and drops it
         except ServingError as error:
             self.queue.remove(entry)
             await self._not_loaded(entry, error)
@@ -219,7 +227,6 @@ class Loader:
         entry.loads += 1
         self._load_s += 0.2 * (entry.load_s - self._load_s)
         self._on_load(entry.load_s, "ok")
-        self.longest_wait_s = max(self.longest_wait_s, self._clock() - entry.asked_at)
         entry.failure = None
         self.slots[entry.adapter.engine_name] = entry
         self.slots.touch(entry)
@@ -227,6 +234,8 @@ class Loader:
 
     def _serve(self, entry: Entry) -> None:
         """Let who waits for `entry`, which is in a slot, have it: a turn of it begins."""
+        if entry.ready is not None:
+            self.longest_wait_s = max(self.longest_wait_s, self._clock() - entry.asked_at)
         entry.wanted = False
         entry.state = AdapterState.READY
         entry.turn_at = self._clock()
@@ -235,25 +244,31 @@ class Loader:
             self.leave(entry)
 
     def _take_turns(self) -> None:
-        """Have a busy adapter drain for those that have waited for long; what drains and need not goes on."""
+        """Let go on what drains and is first in the queue or need not drain; have one drain for who waited for long."""
+        for entry in [entry for entry in self.queue if entry.yielding and not entry.asked_for]:
+            self.queue.remove(entry)
+            self.resolve(entry, EngineUnavailable("nobody waits for it any more"))
         while self.queue and self.queue[0].adapter.engine_name in self.slots:
             self._serve(self.queue.popleft())
         now = self._clock()
-        waiting = (entry for entry in self.queue if entry.adapter.engine_name not in self.slots)
-        due = sum(now - entry.asked_at >= DRAIN_AFTER_S for entry in waiting)
-        for entry in self.slots.drain(0 if self._has_room else due, now):
+        due = sum(entry.asked_for and now - entry.asked_at >= DRAIN_AFTER_S for entry in self._cold)
+        wanted = max(0, due - self._room)
+        for entry in self.slots.needless(wanted):
             if entry in self.queue:
                 self.queue.remove(entry)
             self._serve(entry)
+        self.slots.drain(wanted, now)
 
-    async def _free_slot(self) -> None:
-        """Return when a slot is free, evicting if need be.
+    async def _free_slot(self, entry: Entry) -> bool:
+        """Return when a slot is free, evicting if need be; False if nobody wants it for `entry` any more.
 
         A slot that is being filled is not free.
         """
         if self._engine.slots == 0:
             raise AdapterLoadFailed(f"engine {self._engine.name} takes no adapters")
         while self._full:
+            if not entry.asked_for:
+                return False
             if not self._loads and all(resident.pinned for resident in self.slots.values()):
                 raise AdapterLoadFailed(f"all {self._engine.slots} slots of engine {self._engine.name} are pinned")
             await self._evict_drained()
@@ -265,20 +280,27 @@ class Loader:
                 await self._unload(victim)
                 continue
             self._take_turns()
-            self._ahead.look(self.queue)
+            self._ahead.look(self._cold)
             self.changed.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(DRAIN_AFTER_S):
                     await self.changed.wait()
+        return True
+
+    @property
+    def _cold(self) -> list[Entry]:
+        """Those of the queue that have no slot yet."""
+        return [entry for entry in self.queue if entry.adapter.engine_name not in self.slots]
 
     @property
     def _full(self) -> bool:
         return len(self.slots) + len(self._loads) >= self._engine.slots
 
     @property
-    def _has_room(self) -> bool:
-        """A slot is free, or would be by evicting what nobody uses."""
-        return not self._full or any(entry.evictable for entry in self.slots.values())
+    def _room(self) -> int:
+        """Slots that are free, or would be by evicting what nobody uses."""
+        free = self._engine.slots - len(self.slots) - len(self._loads)
+        return free + sum(entry.evictable for entry in self.slots.values())
 
     async def _evict_drained(self) -> None:
         while drained := self.slots.drained():

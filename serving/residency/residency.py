@@ -59,7 +59,7 @@ class Residency:
 
     @property
     def longest_wait_s(self) -> float:
-        """Of all loads that ended well, from asking to ready."""
+        """From asking for an adapter to ready."""
         return self._loader.longest_wait_s
 
     def start(self) -> None:
@@ -162,7 +162,7 @@ class Residency:
             entry.pinned = name in served and served[name].pinned
             if name not in served:
                 self._drain(entry)
-            else:
+            elif entry.state is not AdapterState.DRAINING:
                 entry.leaving = False
         for adapter in served.values():
             if adapter.pinned:

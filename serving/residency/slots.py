@@ -37,7 +37,7 @@ class Entry:
     waiters: int = 0
     pinned: bool = False
     asked_at: float = 0.0
-    """when the present load was asked for"""
+    """when the present load, or to go on instead of draining, was asked for"""
     ahead: bool = False
     """it was brought near while others were loaded"""
     wanted: bool = False
@@ -45,14 +45,14 @@ class Entry:
     leaving: bool = False
     """asked to go: it does as soon as nobody uses it, those included who wait for it while it is on its way in"""
     ready: asyncio.Future[None] | None = None
-    """resolved when the present load ends; None when none is asked for"""
+    """resolved when the present load ends or it goes on; None when neither is asked for"""
     priority: float = 0.0
     load_s: float = 0.0
     """duration of the last load"""
     turn_at: float = 0.0
     """when its present turn in a slot began"""
-    yields_at: float = 0.0
-    """when it was last told to drain for others"""
+    drains_at: float = 0.0
+    """when it was last told to drain"""
     last_used: float = 0.0
     loads: int = 0
     failed_until: float = 0.0
@@ -64,6 +64,11 @@ class Entry:
         return self.in_flight == 0 and self.waiters == 0 and not self.pinned
 
     @property
+    def asked_for(self) -> bool:
+        """Somebody waits for it, or its load was asked for on its own account."""
+        return self.waiters > 0 or self.wanted
+
+    @property
     def busy(self) -> bool:
         """Requests use it; one that has just been loaded is not busy before those that waited for it have taken it."""
         return self.in_flight > 0 and self.state is AdapterState.READY
@@ -72,6 +77,10 @@ class Entry:
     def yielding(self) -> bool:
         """It drains for others' sake and is asked to go for no other reason: it may go on where it is."""
         return self.state is AdapterState.DRAINING and not self.leaving
+
+    def drain(self, now: float) -> None:
+        """Take no new requests; what is ready leaves when its last one has ended."""
+        self.state, self.drains_at = AdapterState.DRAINING, now
 
 
 class SlotCache(Cache[str, Entry]):
@@ -97,24 +106,33 @@ class SlotCache(Cache[str, Entry]):
         """The entry to evict first."""
         return min((e for e in self.values() if e.evictable), key=lambda entry: entry.priority, default=None)
 
-    def drain(self, wanted: int, now: float) -> list[Entry]:
-        """Have the busy entry whose turn is longest drain for others, if more slots are `wanted` than drain for them.
+    def drain(self, wanted: int, now: float) -> None:
+        """Have the busy entry with the longest turn drain, if more slots are `wanted` than entries drain.
 
-        One at a time, unless it takes longer than PATIENCE_S; each has TURN_S first. Returned are those that are too
-        many, to go on.
+        One at a time, unless it takes longer than PATIENCE_S; each has TURN_S first. Pinned ones do not drain.
         """
+        draining = [entry for entry in self.values() if entry.state is AdapterState.DRAINING]
+        if wanted <= len(draining) or any(now - entry.drains_at < PATIENCE_S for entry in draining):
+            return
+        tired = (e for e in self.values() if e.busy and not e.pinned and now - e.turn_at >= TURN_S)
+        longest = min(tired, key=_turn, default=None)
+        if longest is not None:
+            longest.drain(now)
+
+    def needless(self, wanted: int) -> list[Entry]:
+        """Entries that drain and may go on: pinned ones, and those with the shortest turns beyond `wanted`."""
         yielding = sorted((entry for entry in self.values() if entry.yielding), key=_turn)
-        draining = [entry for entry in yielding if not entry.pinned]
-        if wanted > len(draining) and all(now - entry.yields_at >= PATIENCE_S for entry in draining):
-            tired = (e for e in self.values() if e.busy and not e.pinned and now - e.turn_at >= TURN_S)
-            longest = min(tired, key=_turn, default=None)
-            if longest is not None:
-                longest.state, longest.yields_at = AdapterState.DRAINING, now
-        return [entry for entry in yielding if entry not in draining[:wanted]]
+        leaving = sum(entry.state is AdapterState.DRAINING and entry.leaving for entry in self.values())
+        kept = [entry for entry in yielding if not entry.pinned][: max(0, wanted - leaving)]
+        return [entry for entry in yielding if entry not in kept]
 
     def drained(self) -> list[Entry]:
-        """Entries whose last request has ended since they were told to leave."""
-        return [entry for entry in self.values() if entry.state is AdapterState.DRAINING and entry.in_flight == 0]
+        """Entries whose last request has ended since they were told to leave; not those that were pinned since."""
+        return [
+            entry
+            for entry in self.values()
+            if entry.state is AdapterState.DRAINING and entry.in_flight == 0 and not (entry.pinned and entry.yielding)
+        ]
 
     def popitem(self) -> tuple[str, Entry]:
         """Remove and return the entry to evict. Raises KeyError if all are in use or pinned."""
