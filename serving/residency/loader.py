@@ -252,12 +252,12 @@ class Loader:
             self._serve(self.queue.popleft())
         now = self._clock()
         due = sum(entry.asked_for and now - entry.asked_at >= DRAIN_AFTER_S for entry in self._cold)
-        wanted = max(0, due - self._room)
-        for entry in self.slots.needless(wanted):
+        for entry in self.slots.needless(max(0, due - self._room)):
             if entry in self.queue:
                 self.queue.remove(entry)
             self._serve(entry)
-        self.slots.drain(wanted, now)
+        if self._room <= 0:  # else it is loading that takes long
+            self.slots.drain(due, now)
 
     async def _free_slot(self, entry: Entry) -> bool:
         """Return when a slot is free, evicting if need be; False if nobody wants it for `entry` any more.
