@@ -2,7 +2,8 @@
 
 A key is 256 random bits, so one unsalted hash is enough: there is no dictionary to try. The file is read again when it
 changes, so that a key can be added or revoked without a restart. Where keys were needed once they stay needed until a
-restart: a file that goes away, as while an editor or a volume replaces it, must not open every route.
+restart: a file that goes away, as while an editor or a volume replaces it, must not open every route. Without keys only
+addresses and local names lead here, so that no web page reads what is here under a name of its own (DNS rebinding).
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ log = logging.getLogger(__name__)
 
 KEY_PREFIX = "ld-"
 RELOAD_S = 1.0
-LOCAL_DOMAINS = (".localhost", ".local", ".internal", ".home.arpa", ".test")
-"""that the public DNS never resolves (RFC 6761, 6762, 8375; ICANN for .internal)"""
+LOCAL_DOMAINS = (".localhost", ".localdomain", ".local", ".internal", ".home.arpa", ".test")
+"""that the public DNS does not resolve (RFC 6761, 6762, 8375; ICANN for .internal; .localdomain by custom)"""
 
 
 class _StoredKey(BaseModel):

@@ -172,8 +172,8 @@ class Lines:
         }
 
     def _hint(self, engine: Engine, registered: RegistrySnapshot) -> str | None:
-        """Slots of a larger rank than any adapter has cost time in every step of a GPU."""
-        if engine.name not in self._rank_is_open or not engine.staging:
+        """Slots of a larger rank than any adapter has cost time in every step of a GPU, for which staging stands."""
+        if engine.name not in self._rank_is_open or not engine.staging or engine.status.state.value != "ready":
             return None
         bases = (engine.base_name, *engine.base_aliases)
         largest = max((version.rank for version in registered.versions.values() if version.base in bases), default=None)
@@ -182,7 +182,7 @@ class Lines:
             return None
         return (
             f"engine {engine.name}: no adapter has a rank above {largest}; its setting max_lora_rank = {fitting} would "
-            f"make answers faster (docs/profiles.md)"
+            "make answers faster (docs/profiles.md), but larger adapters are refused then, and training makes none"
         )
 
 

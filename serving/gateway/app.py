@@ -31,7 +31,7 @@ from serving.gateway.state import Gateway
 log = logging.getLogger(__name__)
 
 OPEN_PATHS = frozenset({"/health"})
-"""the only paths that need no key where keys are configured"""
+"""the only paths that need no key where keys are configured, and that answer to any name where none are"""
 
 
 def create_app(gateway: Gateway) -> Endpoint:

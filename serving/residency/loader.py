@@ -59,7 +59,7 @@ class Loader:
         """counts losses of all adapters; what was taken in an earlier epoch is not given back"""
         self.evictions = 0
         self.longest_wait_s = 0.0
-        """from asking to ready"""
+        """the longest, from asking for an adapter to ready"""
 
     @property
     def slots(self) -> SlotCache:
@@ -90,7 +90,7 @@ class Loader:
         return entry.ready
 
     def expected_wait_s(self, entry: Entry) -> float:
-        """How long the loads before that of `entry` are likely to take."""
+        """How long the loads before that of `entry` are likely to take; 0 for one that drains, which may go on."""
         cold = self._cold
         ahead = len(self._loads) + cold.index(entry) if entry in cold else 0
         return ahead * self._load_s / self._engine.loads_at_once
@@ -117,7 +117,7 @@ class Loader:
     def forget(self) -> list[Entry]:
         """The engine died: nothing is resident, requests in flight are over.
 
-        Returns what was and had not to leave, the best first.
+        Returns what was resident and not asked to leave, the best first.
         """
         lost = sorted(self.slots.values(), key=lambda entry: (entry.pinned, entry.priority), reverse=True)
         staying = [entry for entry in lost if not entry.leaving]

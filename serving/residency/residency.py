@@ -59,7 +59,7 @@ class Residency:
 
     @property
     def longest_wait_s(self) -> float:
-        """From asking for an adapter to ready."""
+        """The longest, from asking for an adapter to ready."""
         return self._loader.longest_wait_s
 
     def start(self) -> None:
@@ -108,7 +108,7 @@ class Residency:
             self._loader.changed.set()
 
     async def await_ready(self, entry: Entry, patience: Patience) -> None:
-        """Return when `entry` is ready, as one of the requests that wait for its single load."""
+        """Return when `entry` is ready, as one of the requests that wait for its single load, or for it to go on."""
         if entry.failure is not None and self._clock() < entry.failed_until:
             # Raised again as it is, one error would gather the frames, and so the bodies, of every request refused.
             raise entry.failure.with_traceback(None)

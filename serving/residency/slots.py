@@ -37,11 +37,11 @@ class Entry:
     waiters: int = 0
     pinned: bool = False
     asked_at: float = 0.0
-    """when the present load, or to go on instead of draining, was asked for"""
+    """when its present load was asked for or, while it drains, that it go on"""
     ahead: bool = False
     """it was brought near while others were loaded"""
     wanted: bool = False
-    """a load was asked for on its own account: prefetch, pin, or `load`"""
+    """a load was asked for on its own account: by prefetch, by a pin, or by a request that went to the base instead"""
     leaving: bool = False
     """asked to go: it does as soon as nobody uses it, those included who wait for it while it is on its way in"""
     ready: asyncio.Future[None] | None = None
@@ -70,7 +70,10 @@ class Entry:
 
     @property
     def busy(self) -> bool:
-        """Requests use it; one that has just been loaded is not busy before those that waited for it have taken it."""
+        """Requests use it and it does not drain.
+
+        One that has just been loaded is not busy before those that waited for it have taken it.
+        """
         return self.in_flight > 0 and self.state is AdapterState.READY
 
     @property

@@ -130,6 +130,8 @@ def test_a_file_spoilt_while_running_leaves_the_keys_as_they_were(
         ("gpu-box:8000", True),
         ("host.docker.internal:8000", True),
         ("Printer.Local.", True),
+        ("localhost.localdomain", True),
+        ("localhost@evil.example", False),
         ("evil.example:8000", False),
         ("127.0.0.1.evil.example", False),
         ("localhost.evil.example", False),

@@ -147,6 +147,10 @@ def test_slots_of_a_larger_rank_than_any_adapter_are_told(
     settings = load_settings({"home": tmp_path, "engines": engines}, environ={}).settings
     parrot = Parrot()
     parrot.staging, parrot.max_lora_rank = staging, 16
+    failed = Parrot()
+    failed.staging, failed.status = True, EngineStatus(EngineState.FAILED, 1, 3, "no GPU is visible")
+    Lines(settings, Output()).ready([failed], _registered())
+    assert "max_lora_rank" not in capsys.readouterr().out
     Lines(settings, Output()).ready([parrot], _registered())
     told = capsys.readouterr().out
     assert ("max_lora_rank" in told) is (hint is not None)

@@ -37,6 +37,7 @@ class SlotEngine:
         self.staged: list[str] = []
         self.refuse: set[str] = set()
         self.using: Counter[str] = Counter()
+        self.broken: list[str] = []
         self._status = EngineStatus(EngineState.READY, 1, 0, "")
         self._callbacks: list[Callable[[EngineStatus], None]] = []
 
@@ -56,7 +57,7 @@ class SlotEngine:
             raise AdapterLoadFailed("cannot be read")
 
     async def load(self, adapter: AdapterVersion) -> None:
-        assert self.loading < self.loads_at_once, "more loads at once than it takes"
+        self._must(self.loading < self.loads_at_once, "more loads at once than it takes")
         generation = self._status.generation
         self.loading += 1
         self.most_loading = max(self.most_loading, self.loading)
@@ -72,12 +73,17 @@ class SlotEngine:
             raise AdapterLoadFailed("refused")
         self.loaded.add(adapter.engine_name)
         self.loads[adapter.engine_name] += 1
-        assert len(self.loaded) <= self.slots, "more adapters than slots"
+        self._must(len(self.loaded) <= self.slots, "more adapters than slots")
 
     async def unload(self, engine_name: str, engine_id: int) -> None:
-        assert self.using[engine_name] == 0, "evicted while in use"
+        self._must(self.using[engine_name] == 0, "evicted while in use")
         await asyncio.sleep(0)
         self.loaded.discard(engine_name)
+
+    def _must(self, holds: bool, what: str) -> None:
+        if not holds:
+            self.broken.append(what)  # what is raised, residency takes for a failure of the load
+            raise AssertionError(what)
 
     def die(self) -> None:
         self.loaded.clear()

@@ -41,6 +41,7 @@ class Scenario:
         rate = self.chance.choice([1, 5, 20])
         asking = [loop.create_task(self._request()) for _ in range(int(SECONDS * rate))]
         await asyncio.sleep(SECONDS)
+        assert not disturbing.done(), disturbing.exception()
         disturbing.cancel()
         if self.engine.status.state is not EngineState.READY:
             self.engine.come_back()
@@ -50,6 +51,7 @@ class Scenario:
         await asyncio.sleep(30)
         assert not watching.done(), watching.exception()
         watching.cancel()
+        assert not self.engine.broken
         assert self.engine.loaded == self._in_slots()
         assert self.residency.waiting == 0
         for entry in self.residency.entries():
@@ -97,7 +99,7 @@ class Scenario:
                 self.residency.prefetch(chance.sample(adapters, 2))
 
     async def _watch(self) -> None:
-        """Look at all of it often. The engine itself asserts: never too many adapters or loads, none evicted in use."""
+        """Look at all of it often. The engine itself sees: never too many adapters or loads, none evicted in use."""
         while True:
             await asyncio.sleep(0.007)
             queue = list(self.residency._loader.queue)

@@ -298,6 +298,7 @@ async def test_random_traffic_with_deaths_and_churn_keeps_every_promise(make_ada
 
         await asyncio.gather(disturb(), *(request() for _ in range(600)))
         await asyncio.sleep(0.05)
+        assert not engine.broken
         assert answered == 600
         assert all(entry.in_flight == 0 and entry.waiters == 0 for entry in residency.entries())
         assert {entry.adapter.engine_name for entry in residency.slots.values()} == engine.loaded

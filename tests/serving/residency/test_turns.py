@@ -11,8 +11,6 @@ import pytest
 from adapters_registry.model import AdapterVersion
 from serving.errors import Overloaded
 from serving.residency import AdapterState, Entry, Hold, Patience, Residency
-from serving.residency.loader import DRAIN_AFTER_S
-from serving.residency.slots import PATIENCE_S, TURN_S
 from tests.serving.residency.conftest import SlotEngine
 from tests.serving.residency.test_residency import running, using
 
@@ -65,7 +63,7 @@ async def test_the_longest_turn_drains_and_another_if_that_takes_long(make_adapt
                 await until_drains(residency, adapters[0])
                 first = time.monotonic()
                 await until_drains(residency, *adapters[:2])
-                assert time.monotonic() - first >= PATIENCE_S - 0.1
+                assert time.monotonic() - first >= 1.9
         await leave(*waiting)
 
 
@@ -89,7 +87,7 @@ async def test_nothing_drains_before_it_had_its_turn(make_adapter: Make) -> None
         waiting = ask(residency, cold)
         began = entry(residency, hot).turn_at
         await until_drains(residency, hot)
-        assert time.monotonic() - began >= TURN_S
+        assert time.monotonic() - began >= 0.5
         waiting.cancel()
 
 
@@ -98,7 +96,7 @@ async def test_a_short_wait_makes_nothing_drain(make_adapter: Make) -> None:
     async with running(engine) as residency, using(residency, hot):
         entry(residency, hot).turn_at -= 100
         waiting = ask(residency, cold)
-        await asyncio.sleep(DRAIN_AFTER_S * 0.8)
+        await asyncio.sleep(0.2)
         assert not draining(residency)
         await until_drains(residency, hot)
         waiting.cancel()
@@ -209,8 +207,11 @@ async def test_nothing_goes_on_for_requests_that_were_cancelled(make_adapter: Ma
         await leave(behind)
 
 
-async def test_one_free_slot_lets_nobody_pass_those_who_asked_earlier(make_adapter: Make) -> None:
-    engine, adapters = SlotEngine(slots=3), [make_adapter(number) for number in range(6)]
+@pytest.mark.parametrize(("colds", "goes_on"), [(2, True), (3, False)])
+async def test_one_free_slot_lets_go_on_what_drains_for_one_and_nobody_else(
+    make_adapter: Make, colds: int, goes_on: bool
+) -> None:
+    engine, adapters = SlotEngine(slots=3), [make_adapter(number) for number in range(3 + colds)]
     hot, one, other, *cold = adapters
     async with running(engine, clock=tenfold) as residency, using(residency, hot):
         holds = [ask(residency, one), ask(residency, other)]
@@ -225,7 +226,7 @@ async def test_one_free_slot_lets_nobody_pass_those_who_asked_earlier(make_adapt
         await leave(holds[1])
         await asyncio.sleep(0.05)
         assert entry(residency, cold[0]).state is AdapterState.LOADING
-        assert not again.done()
+        assert again.done() is goes_on
         engine.slow[cold[0].engine_name].set()
         await leave(*waiting, again)
 
@@ -237,8 +238,9 @@ async def test_what_is_pinned_does_not_drain(make_adapter: Make) -> None:
             residency.sync([replace(kept, pinned=True), other, cold])
             waiting = ask(residency, cold)
             await until_drains(residency, other)
-            await asyncio.sleep(PATIENCE_S / 10 + 0.3)
+            await asyncio.sleep(0.5)
             assert draining(residency) == [other]
+            assert not entry(residency, kept).drains_at
         await leave(waiting)
 
 
@@ -300,7 +302,7 @@ async def test_what_was_told_to_leave_is_enough_for_one_who_waits(make_adapter: 
     engine, (gone, other, cold) = SlotEngine(slots=2), [make_adapter(number) for number in range(3)]
     async with running(engine, clock=tenfold) as residency:
         async with using(residency, gone), using(residency, other):
-            await asyncio.sleep(TURN_S / 10)
+            await asyncio.sleep(0.06)  # the other has had its turn
             await residency.unload(gone)
             waiting = ask(residency, cold)
             await asyncio.sleep(0.6)
