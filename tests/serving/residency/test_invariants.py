@@ -112,6 +112,7 @@ class Scenario:
         state, in_slot = entry.state, self.residency.slots.get(entry.adapter.engine_name) is entry
         yield "only what is ready or drains is in a slot", not in_slot or state in {"ready", "draining"}
         yield "what is ready is in a slot, and nobody waits for it", state != "ready" or (in_slot and not entry.ready)
+        yield "what is ready is wanted no more", state != "ready" or not entry.wanted
         yield "what is queued is waited for", not queued or entry.ready is not None
         yield "what is queued in a slot may go on", not (queued and in_slot) or entry.yielding
         yield "what may go on and is waited for is queued", not (in_slot and entry.yielding and entry.ready) or queued
