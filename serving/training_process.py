@@ -7,7 +7,6 @@ import contextlib
 import logging
 import multiprocessing
 import os
-import signal
 import time
 from functools import partial
 from multiprocessing.connection import wait
@@ -15,6 +14,7 @@ from multiprocessing.process import BaseProcess, parent_process
 from pathlib import Path
 
 from configs.settings import Settings
+from serving.children import ignore_interrupt, start_shielded
 from serving.engine.backoff import Backoff
 
 log = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ class TrainingProcess:
             self._process = self._context.Process(
                 target=run_child, args=(self._settings, self._url, self.key), daemon=True, name="loradock-training"
             )
-            self._process.start()
+            start_shielded(self._process)
             await _ended(self._process)
             delay_s = backoff.after(time.monotonic() - began)
             log.error("the training worker ended with %s; another in %g s", self._process.exitcode, delay_s)
@@ -90,8 +90,7 @@ def reachable(url: str) -> str:
 
 def run_child(settings: Settings, url: str, key: str) -> None:
     """The worker's process. It ends with its parent, however that ended."""
-    # Ctrl-C reaches the whole group; the parent decides when its children end
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    ignore_interrupt()
     _step_back()  # before the imports, which take processor time of those that serve
     from serving.learning import Endpoint, run_worker
     from serving.server import log_to_file

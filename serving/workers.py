@@ -7,7 +7,6 @@ import contextlib
 import logging
 import multiprocessing
 import os
-import signal
 import socket
 import sys
 import tempfile
@@ -17,6 +16,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from configs.settings import Settings
+from serving.children import ignore_interrupt, start_shielded
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ class Workers:
             args=(self._settings, self._listener, str(self._control_path), self._training_key),
             daemon=True,
         )
-        process.start()
+        start_shielded(process)
         return process
 
     async def _keep(self) -> None:
@@ -99,8 +99,7 @@ def run_worker(settings: Settings, listener: socket.socket, control_path: str, t
     from serving.server import SWITCH_INTERVAL_S
 
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    # Ctrl-C reaches the whole group; the parent decides when its workers end.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    ignore_interrupt()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve_worker(settings, listener, Path(control_path), training_key))
 
