@@ -138,19 +138,25 @@ class AnnouncingServer(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """Stop at SIGINT and SIGTERM, without raising them again afterwards as uvicorn does.
 
-        What is around the server still has to be closed, and an end that was asked for is no failure.
+        What is around the server still has to be closed, which further signals must not cut off, and an end that was
+        asked for is no failure.
         """
-        previous = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self.handle_exit)
         try:
             yield
         finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, signal.SIG_IGN)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Tell, then shut down as uvicorn does."""
+        """Tell, then shut down as uvicorn does. A second Ctrl-C cuts running answers, but engines are stopped still."""
         self._on_stop()
         await super().shutdown(sockets)
+        if self.force_exit:
+            for task in self.server_state.tasks:
+                task.cancel()
+            await self.lifespan.shutdown()
 
 
 async def _serve_alone(settings: Settings, keys: KeyRing, listener: socket.socket, events: ServeEvents) -> None:

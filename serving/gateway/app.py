@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import gc
 import logging
@@ -49,10 +50,13 @@ class Endpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
-        if scope["type"] == "http" and scope["method"] == "POST" and scope["path"] in PROMPT_FIELD:
-            await self._inference(scope, receive, send)
-        else:
-            await self.routes(scope, receive, send)
+        try:
+            if scope["type"] == "http" and scope["method"] == "POST" and scope["path"] in PROMPT_FIELD:
+                await self._inference(scope, receive, send)
+            else:
+                await self.routes(scope, receive, send)
+        except asyncio.CancelledError:  # the server ends, which uvicorn would log as a defect, with its traceback
+            log.info("%s is cut off: the server ends", scope.get("path"))
 
 
 def _routes(gateway: Gateway, inference: ASGIApp) -> FastAPI:

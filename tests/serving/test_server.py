@@ -63,3 +63,26 @@ async def test_a_stream_past_the_grace_is_cut(tmp_path: Path, home: Callable[[st
                 with pytest.raises(httpx.RemoteProtocolError):
                     [line async for line in lines]
         await until(lambda: upstream.aborted == 1)
+
+
+@pytest.mark.parametrize("pauses_s", [(0.5,), (0.0, 0.2, 0.2, 0.2)])
+async def test_more_ctrl_c_cut_streams_and_still_leave_nothing_behind(
+    tmp_path: Path, home: Callable[[str], Path], pauses_s: tuple[float, ...]
+) -> None:
+    upstream = mock_upstream.Upstream(chunk_delay_s=1)
+    async with mock_upstream.serving(upstream) as url, httpx.AsyncClient(trust_env=False, timeout=20) as http:
+        with served(home(mock_upstream.BASE), url, tmp_path / "tmp", training__worker="true") as server:
+            await server.ready()
+            async with http.stream("POST", server.url + "/v1/chat/completions", json=ASK) as answer:
+                lines = answer.aiter_lines()
+                await anext(lines)
+                os.killpg(server.process.pid, signal.SIGINT)
+                for pause_s in pauses_s:
+                    await asyncio.sleep(pause_s)
+                    os.killpg(server.process.pid, signal.SIGINT)
+                assert await server.ended(limit_s=10) == 0
+                with pytest.raises(httpx.RemoteProtocolError):
+                    [line async for line in lines]
+            await until(lambda: started_with(str(server.folder)) == [])
+            log = server.process.log.read_text()
+            assert "Traceback" not in log, log
