@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -49,6 +49,10 @@ class Setup:
     rank: int
     args: dict[str, Any]
     host_adapters: int
+
+    def as_it_comes(self) -> Setup:
+        """Without the profile's flags: vLLM's defaults, but for `args`."""
+        return replace(self, profile=self.profile.model_copy(update={"args": {}}))
 
     @property
     def settings(self) -> EngineSettings:
@@ -171,10 +175,12 @@ async def ours(setup: Setup, folder: Path, host_bytes: int) -> AsyncIterator[Our
 
 
 @asynccontextmanager
-async def stock(setup: Setup, folder: Path, adapters: Path, port: int | None = None) -> AsyncIterator[Endpoint]:
+async def stock(
+    setup: Setup, folder: Path, adapters: Path, port: int | None = None, name: str = "stock"
+) -> AsyncIterator[Endpoint]:
     """Stock vLLM, ready: it looks an unknown model up in `adapters` and loads it, and the least recently used leaves.
 
-    It listens on `port`, or on a unix socket.
+    It listens on `port`, or on a unix socket. Its log is named as it is.
     """
     run_dir = make_run_dir()
     model = BaseModel.of(setup.settings).argument
@@ -190,16 +196,16 @@ async def stock(setup: Setup, folder: Path, adapters: Path, port: int | None = N
         "VLLM_PLUGINS": "lora_filesystem_resolver",
     }
     if port is None:
-        transport = Transport("stock", "http://engine", request_timeout_s=SILENCE_S)
+        transport = Transport(name, "http://engine", request_timeout_s=SILENCE_S)
         await transport.move(str(socket_path(run_dir)))
     else:
-        transport = Transport("stock", f"http://127.0.0.1:{port}", request_timeout_s=SILENCE_S)
+        transport = Transport(name, f"http://127.0.0.1:{port}", request_timeout_s=SILENCE_S)
         arguments |= {"uds": None, "host": "127.0.0.1", "port": port}
     command = [sys.executable, "-m", STOCK_SERVER, *render(arguments)]
     try:
-        with Child(command, folder / "stock.log", env=env) as child:
+        with Child(command, folder / f"{name}.log", env=env) as child:
             await _until_healthy(transport, child)
-            yield Endpoint("stock", transport, child)
+            yield Endpoint(name, transport, child)
     finally:
         await transport.close()
         shutil.rmtree(run_dir, ignore_errors=True)

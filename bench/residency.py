@@ -43,6 +43,8 @@ ROW_SHARE = 1.02
 STAGED_PER_S = 0.5e9
 """bytes that a slow disk gives: so long adapters get to reach host memory"""
 SATURATION_SHARE = 0.7
+STOCK_FLAGS = {"profile": "stock", "own": "stock as it comes"}
+"""contestants by whose flags stock vLLM has: the profile's, as ours has, or its own defaults"""
 PROBED = ("control", "cold")
 """what is probed beside streams unless told otherwise: the bars compare these"""
 PAIRED = "paired"
@@ -79,8 +81,9 @@ async def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         made = [*pool, *many, *churned]
         host_bytes = int(ROW_SHARE * args.host_adapters * max(adapter.size_bytes for adapter in made))
         starting: list[AbstractAsyncContextManager[Contestant]] = [ours(setup, folder / "ours", host_bytes)]
-        if not args.alone:
-            starting.append(stock(setup, folder, folder / "adapters"))
+        for flags in () if args.alone else args.stock_flags:
+            theirs = setup if flags == "profile" else setup.as_it_comes()
+            starting.append(stock(theirs, folder, folder / "adapters", name=STOCK_FLAGS[flags]))
         async with asyncio.TaskGroup() as group:
             entering = [group.create_task(stack.enter_async_context(contestant)) for contestant in starting]
         contestants = [task.result() for task in entering]
@@ -244,13 +247,14 @@ def bars_of(figures: dict[str, Any]) -> list[Bar]:
         mine = contestants["ours"]
         if {"control", "cold"} <= mine.keys():
             bars += bars_beside(tier, mine["control"], mine["cold"])
-    if {"ours", "stock"} <= figures.get("zipf", {}).keys():
-        mine, theirs = figures["zipf"]["ours"], figures["zipf"]["stock"]
+    rounds = figures.get("zipf", {})
+    for name in [name for name in STOCK_FLAGS.values() if name in rounds and "ours" in rounds]:
+        mine, theirs = rounds["ours"], rounds[name]
         rate = median(mine, "completed_per_s") / max(1e-9, median(theirs, "completed_per_s"))
         first = median(mine, "first_p99_ms") / max(1e-9, median(theirs, "first_p99_ms"))
         bars += [
-            Bar("Zipf: completed a second, ours / stock", round(rate, 3), 1.3, "x", "at least"),
-            Bar("Zipf: first token p99, ours / stock", round(first, 3), 0.5, "x", "at most"),
+            Bar(f"Zipf: completed a second, ours / {name}", round(rate, 3), 1.3, "x", "at least"),
+            Bar(f"Zipf: first token p99, ours / {name}", round(first, 3), 0.5, "x", "at most"),
         ]
     if churned := figures.get("churn"):
         bars += [
@@ -269,10 +273,16 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--loads", type=lambda text: text.split(","), default=LOADS, help=",".join(LOADS))
     parser.add_argument("--alone", action="store_true", help="without stock vLLM")
+    parser.add_argument(
+        "--stock-flags",
+        type=lambda text: text.split(","),
+        default=("profile",),
+        help=f"stock vLLM's: {','.join(STOCK_FLAGS)}; with both there are two of it",
+    )
     parser.add_argument("--model", default=EMBEDDED, help="a folder, or 'embedded'")
     parser.add_argument("--shape", choices=SHAPES, help="random weights in this shape instead")
     parser.add_argument("--profile", default=AUTO)
-    parser.add_argument("--args", default="{}", help="further arguments of vLLM for both, in JSON")
+    parser.add_argument("--args", default="{}", help="further arguments of vLLM for all, in JSON")
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--max-rank", type=int, default=16, help="of the slots")
     parser.add_argument("--slots", type=int, default=8)
@@ -304,6 +314,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--plot", type=Path, help="a PNG of the gaps")
     args = parser.parse_args()
+    if unknown := set(args.stock_flags) - set(STOCK_FLAGS):
+        parser.error(f"unknown in --stock-flags: {', '.join(sorted(unknown))}; choose from {', '.join(STOCK_FLAGS)}")
     if unknown := set(args.probed) - set(ALL_PROBED):
         parser.error(f"unknown in --probed: {', '.join(sorted(unknown))}; choose from {', '.join(ALL_PROBED)}")
     if unknown := set(args.tiers) - set(TIERS):

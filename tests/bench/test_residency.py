@@ -185,6 +185,7 @@ def test_bars_compare_with_the_control_and_with_stock(tmp_path: Path) -> None:
     zipf = {
         "ours": [{"completed_per_s": 30, "first_p99_ms": 100}],
         "stock": [{"completed_per_s": 20, "first_p99_ms": 300}],
+        "stock as it comes": [{"completed_per_s": 25, "first_p99_ms": 150}],
     }
     bars = bars_of({"beside": {"host": beside}, "zipf": zipf})
     assert [(bar.measured, bar.met) for bar in bars] == [
@@ -194,9 +195,12 @@ def test_bars_compare_with_the_control_and_with_stock(tmp_path: Path) -> None:
         (40, False),
         (1.5, True),
         (0.333, True),
+        (1.2, False),
+        (0.667, False),
     ]
     assert bars_of({"beside": {"disk": beside}})[3].met
     assert bars_of({}) == []
+    assert bars_of({"zipf": {"ours": zipf["ours"]}}) == []
     draw({"beside": {"host": beside, "disk": beside}}, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 1000
 
