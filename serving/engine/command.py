@@ -37,6 +37,8 @@ LOADS = 4
 """adapters that are brought into slots at a time, where there are cores for it"""
 SPARE_SLOTS = 1
 """slots beyond those that are promised, where adapters are staged: one can come before another has gone"""
+GRAPH_SIZES = frozenset({"cudagraph_capture_sizes", "max_cudagraph_capture_size"})
+"""arguments that say the same thing, also within `compilation_config`: vLLM refuses two that differ"""
 EXTENSION = "serving.engine.worker.extension.StagingExtension"
 
 
@@ -90,6 +92,7 @@ def vllm_arguments(settings: EngineSettings, profile: EngineProfile, model: str,
     inside a step, with every stream waiting.
     """
     slots = (settings.slots or profile.slots) + (SPARE_SLOTS if stages(settings, profile) else 0)
+    given = user_arguments(settings)
     return {
         "model": model,
         "served_model_name": settings.base_name,
@@ -104,10 +107,17 @@ def vllm_arguments(settings: EngineSettings, profile: EngineProfile, model: str,
         "disable_uvicorn_access_log": True,
         "disable_fastapi_docs": True,
         "uvicorn_log_level": "warning",
-        **profile.args,
+        **{name: value for name, value in profile.args.items() if name not in displaced(given)},
         **(profile.embedded_args if settings.model == EMBEDDED else {}),
-        **user_arguments(settings),
+        **given,
     }
+
+
+def displaced(given: Mapping[str, Any]) -> frozenset[str]:
+    """Arguments of a profile that the user's make void, beside those of the same name."""
+    compilation = given.get("compilation_config")
+    names = given.keys() | (compilation.keys() if isinstance(compilation, Mapping) else set())
+    return GRAPH_SIZES if names & GRAPH_SIZES else frozenset()
 
 
 def user_arguments(settings: EngineSettings) -> dict[str, Any]:

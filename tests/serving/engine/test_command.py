@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -15,6 +16,7 @@ from serving.engine.command import (
     loads_at_once,
     render,
     socket_path,
+    vllm_arguments,
 )
 from serving.engine.model import BaseModel
 from serving.engine.worker.protocol import StagingPlan
@@ -45,6 +47,29 @@ def test_a_users_argument_overrides_the_profiles_in_either_spelling() -> None:
     argv = command_of(EngineSettings(name="base", args={"--kv-cache-memory-bytes": 5, "dtype": "bfloat16"}))
     assert "--kv-cache-memory-bytes=5" in argv
     assert [word for word in argv if word.startswith("--dtype")] == ["--dtype=bfloat16"]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"cudagraph_capture_sizes": [1, 2]},
+        {"max-cudagraph-capture-size": 64},
+        {"compilation_config": {"max_cudagraph_capture_size": 64}},
+    ],
+)
+def test_a_users_sizes_of_graphs_displace_the_profiles(given: dict[str, Any]) -> None:
+    settings = EngineSettings(name="base", args=given)
+    arguments = vllm_arguments(settings, load_profile("h200"), "model", RUN_DIR)
+    assert arguments.get("cudagraph_capture_sizes") == given.get("cudagraph_capture_sizes")
+    assert arguments["max_num_batched_tokens"] == 2048
+
+
+def test_the_profiles_sizes_of_graphs_reach_to_a_whole_step() -> None:
+    settings = EngineSettings(name="base", args={"compilation_config": {"mode": 3}})
+    arguments = vllm_arguments(settings, load_profile("h200"), "model", RUN_DIR)
+    sizes = arguments["cudagraph_capture_sizes"]
+    assert sizes == sorted(set(sizes))
+    assert sizes[-1] == arguments["max_num_batched_tokens"]
 
 
 def test_without_staging_vllm_is_as_it_comes() -> None:
