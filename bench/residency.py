@@ -37,7 +37,8 @@ from serving.engine.hardware import resolve_profile
 LOADS = ("beside", "zipf", "churn")
 TIERS = ("disk", "page-cache", "host")
 FIRST_MS = {"disk": 100, "page-cache": 30, "host": 30}
-"""that a cold adapter's first token may come after a warm one's"""
+"""that a cold adapter's first token may come after a warm one's, up to `FIRST_RANK`"""
+FIRST_RANK = 16
 ROW_SHARE = 1.02
 """bytes of an adapter's row in host memory by those of its file, at most"""
 STAGED_PER_S = 0.5e9
@@ -226,27 +227,31 @@ def median(rounds: Sequence[dict[str, float]], figure: str) -> float:
     return statistics.median(one[figure] for one in rounds)
 
 
-def bars_beside(tier: str, control: Sequence[dict[str, float]], cold: Sequence[dict[str, float]]) -> list[Bar]:
+def bars_beside(
+    tier: str, rank: int, control: Sequence[dict[str, float]], cold: Sequence[dict[str, float]]
+) -> list[Bar]:
     """The bars of cold adapters from `tier` beside streams, from the rounds of both."""
     ratio = statistics.median(two["gap_p99_ms"] / one["gap_p99_ms"] for one, two in zip(control, cold, strict=True))
     more, later = (
         median(cold, figure) - median(control, figure) for figure in ("long_gaps_per_10k", "probe_first_p95_ms")
     )
-    return [
+    bars = [
         Bar(f"{tier}: p99 between tokens, cold / control", round(ratio, 3), 1.05, "x", "at most"),
         Bar(f"{tier}: gap that a warm probe opens", median(control, "probe_gap_p50_ms"), 25, "ms", "at most"),
         Bar(f"{tier}: gaps over 50 ms per 10,000 tokens, cold - control", round(more, 1), 0, "gaps", "at most"),
-        Bar(f"{tier}: first token p95, cold - warm", round(later, 1), FIRST_MS[tier], "ms", "at most"),
     ]
+    if rank <= FIRST_RANK:
+        bars.append(Bar(f"{tier}: first token p95, cold - warm", round(later, 1), FIRST_MS[tier], "ms", "at most"))
+    return bars
 
 
-def bars_of(figures: dict[str, Any]) -> list[Bar]:
-    """The bars of what was measured."""
+def bars_of(figures: dict[str, Any], rank: int) -> list[Bar]:
+    """The bars of what was measured with adapters of `rank`."""
     bars = []
     for tier, contestants in figures.get("beside", {}).items():
         mine = contestants["ours"]
         if {"control", "cold"} <= mine.keys():
-            bars += bars_beside(tier, mine["control"], mine["cold"])
+            bars += bars_beside(tier, rank, mine["control"], mine["cold"])
     rounds = figures.get("zipf", {})
     for name in [name for name in STOCK_FLAGS.values() if name in rounds and "ours" in rounds]:
         mine, theirs = rounds["ours"], rounds[name]
@@ -338,7 +343,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="loradock-residency-") as temporary:
         figures = asyncio.run(measure(args, Path(temporary)))
     settings = {name: value for name, value in vars(args).items() if name not in {"out", "plot"}}
-    publish(result("residency", settings, figures, bars_of(figures)), [], args.out)
+    publish(result("residency", settings, figures, bars_of(figures, args.rank)), [], args.out)
     if args.plot is not None:
         draw(figures, args.plot)
 

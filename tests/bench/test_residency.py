@@ -187,7 +187,7 @@ def test_bars_compare_with_the_control_and_with_stock(tmp_path: Path) -> None:
         "stock": [{"completed_per_s": 20, "first_p99_ms": 300}],
         "stock as it comes": [{"completed_per_s": 25, "first_p99_ms": 150}],
     }
-    bars = bars_of({"beside": {"host": beside}, "zipf": zipf})
+    bars = bars_of({"beside": {"host": beside}, "zipf": zipf}, 16)
     assert [(bar.measured, bar.met) for bar in bars] == [
         (1.1, False),
         (20, True),
@@ -198,9 +198,10 @@ def test_bars_compare_with_the_control_and_with_stock(tmp_path: Path) -> None:
         (1.2, False),
         (0.667, False),
     ]
-    assert bars_of({"beside": {"disk": beside}})[3].met
-    assert bars_of({}) == []
-    assert bars_of({"zipf": {"ours": zipf["ours"]}}) == []
+    assert bars_of({"beside": {"disk": beside}}, 16)[3].met
+    assert len(bars_of({"beside": {"disk": beside}}, 64)) == 3
+    assert bars_of({}, 16) == []
+    assert bars_of({"zipf": {"ours": zipf["ours"]}}, 16) == []
     draw({"beside": {"host": beside, "disk": beside}}, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 1000
 
