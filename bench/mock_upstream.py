@@ -1,10 +1,10 @@
 """An OpenAI-compatible upstream that costs almost nothing, so that a gateway's own cost shows.
 
-    python -m bench.mock_upstream [--port 0] [--latency-ms 0] [--chunk-delay-ms 0]
+    python -m bench.mock_upstream [--port 0] [--latency-ms 0] [--chunk-delay-ms 0] [--tokens 64]
 
 Prints its URL on the first line. It answers as a stock vLLM server does (`/v1/models`, `/v1/chat/completions`,
 `/v1/completions`, `/v1/load_lora_adapter`, `/v1/unload_lora_adapter`, `/health`, `/version`, `/metrics`), with canned
-bytes: 64 tokens whatever the prompt, each streamed as an event, an HTTP chunk and a write of its own.
+bytes: as many tokens whatever is asked, each streamed as an event, an HTTP chunk and a write of its own.
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ class _Lora(msgspec.Struct):
 class Upstream:
     """The mock's state: what it serves and what it has seen."""
 
-    def __init__(self, latency_s: float = 0.0, chunk_delay_s: float = 0.0) -> None:
+    def __init__(self, latency_s: float = 0.0, chunk_delay_s: float = 0.0, tokens: int = canned.STREAM_CHUNKS) -> None:
+        self.tokens = tokens
         self.latency_s = latency_s
         self.chunk_delay_s = chunk_delay_s
         self.running = 0
@@ -83,7 +84,7 @@ class Upstream:
         answer = self._answers.get((path, ask.model))
         if answer is None:
             make = canned.chat_answer if path == b"/v1/chat/completions" else canned.text_answer
-            answer = self._answers[path, ask.model] = make(ask.model)
+            answer = self._answers[path, ask.model] = make(ask.model, self.tokens)
         return answer, ask
 
     def control(self, method: bytes, path: bytes, body: bytes) -> bytes:
@@ -277,7 +278,7 @@ async def serving(upstream: Upstream, port: int = 0) -> AsyncIterator[str]:
 
 
 async def _main(arguments: argparse.Namespace) -> None:
-    upstream = Upstream(arguments.latency_ms / 1000, arguments.chunk_delay_ms / 1000)
+    upstream = Upstream(arguments.latency_ms / 1000, arguments.chunk_delay_ms / 1000, arguments.tokens)
     stopped = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
@@ -292,6 +293,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=0, help="port on loopback; 0 picks a free one")
     parser.add_argument("--latency-ms", type=float, default=0.0, help="wait before each answer")
     parser.add_argument("--chunk-delay-ms", type=float, default=0.0, help="wait between the chunks of a stream")
+    parser.add_argument("--tokens", type=int, default=canned.STREAM_CHUNKS, help="of an answer")
     uvloop.run(_main(parser.parse_args()))
 
 

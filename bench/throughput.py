@@ -5,7 +5,8 @@
 A variant is a name and further arguments of vLLM; each gets an engine of its own, one after the other, and `--out` is
 written after each. Beside long answers to short prompts it carries a mixed load: long prompts that come while others
 are answered. Of the first variant the gateway's share is measured too: the same streams straight to the engine and
-through `loradock serve`, in turn.
+through `loradock serve`, in turn. With `--paced 8850` there is no engine but a stand-in that gives so many tokens a
+second, as a card would: what the gateway makes of that rate can be seen on any machine.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ import itertools
 import json
 import os
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from rich.table import Table
 
@@ -34,6 +37,7 @@ from bench.report import Bar, publish, result, save, say
 from bench.residency_loads import Trace, ask, at, body, prompts
 from bench.server import command_of, until_ready
 from bench.shapes import SHAPES, write_shape
+from configs.embedded import BASE
 from configs.profiles import AUTO, KERNELS, EngineProfile, load_profile
 from configs.settings import EMBEDDED
 from serving.engine.command import TUNED_KERNELS
@@ -124,9 +128,19 @@ async def by_adapters(
 async def through_gateway(
     direct: Endpoint, port: int, adapters: Sequence[AdapterVersion], args: argparse.Namespace, folder: Path
 ) -> dict[str, list[float]]:
-    """Rounds straight to the engine on `port` and through a gateway before it, in turn."""
+    """Rounds through a gateway before the engine on `port` and straight to the engine, in turn.
+
+    Both ask for the adapters that the gateway has loaded, so that the engine keeps them in its slots throughout.
+    """
     own = free_port()
-    engine = {"name": "base", "kind": "vllm-remote", "url": f"http://127.0.0.1:{port}", "slots": len(adapters)}
+    recorded = json.loads((adapters[0].path / "adapter_config.json").read_text())["base_model_name_or_path"]
+    engine = {
+        "name": "base",
+        "kind": "vllm-remote",
+        "url": f"http://127.0.0.1:{port}",
+        "slots": len(adapters),
+        "base_aliases": [recorded],
+    }
     command, env = command_of(folder, own, {"ENGINES": json.dumps([engine]), "COLD_POLICY": "wait", "DEMO": "false"})
     transport = Transport("gateway", f"http://127.0.0.1:{own}", request_timeout_s=300)
     vocabulary = args.vocabulary
@@ -134,19 +148,39 @@ async def through_gateway(
         try:
             await until_ready(transport, child)
             registered = [await _register(transport, adapter) for adapter in adapters]
-            contestants: dict[str, tuple[Contestant, Sequence[AdapterVersion]]] = {
-                "direct": (direct, adapters),
-                "gateway": (Endpoint("gateway", transport, child), registered),
-            }
-            figures: dict[str, list[float]] = {name: [] for name in contestants}
+            contestants: dict[str, Contestant] = {"gateway": Endpoint("gateway", transport, child), "direct": direct}
+            figures: dict[str, list[float]] = {name: [] for name in (*contestants, "gateway_cores")}
             for number in range(args.rounds + 1):
-                for name, (contestant, chosen) in contestants.items():
-                    rate = await tokens_per_s(contestant, chosen, args, vocabulary)
+                for name, contestant in contestants.items():
+                    began, used = time.monotonic(), child.cpu_seconds() or 0.0
+                    rate = await tokens_per_s(contestant, registered, args, vocabulary)
+                    cores = ((child.cpu_seconds() or 0.0) - used) / (time.monotonic() - began)
                     if number:
                         figures[name].append(round(rate, 1))
+                    if number and name == "gateway":
+                        figures["gateway_cores"].append(round(cores, 2))
             return figures
         finally:
             await transport.close()
+
+
+async def paced(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """The gateway's share of a stand-in's answers, whose streams give `--paced` tokens a second together."""
+    args.vocabulary = json.loads((BASE / "config.json").read_text())["vocab_size"]
+    adapters = make_adapters(BASE, folder / "adapters", args.adapters, args.rank)
+    delay_ms = 1e3 * args.streams / args.paced
+    command = [sys.executable, "-m", "bench.mock_upstream", f"--chunk-delay-ms={delay_ms}", f"--tokens={args.tokens}"]
+    with Child(command, folder / "stand-in.log", announces=True) as child:
+        url = child.first_line()
+        transport = Transport("direct", url, request_timeout_s=300)
+        try:
+            port = urlsplit(url).port
+            assert port is not None
+            direct = Endpoint("direct", transport, child)
+            shares = await through_gateway(direct, port, adapters, args, folder)
+        finally:
+            await transport.close()
+    return {"variants": {}, "gateway": shares}
 
 
 async def _register(transport: Transport, adapter: AdapterVersion) -> AdapterVersion:
@@ -246,6 +280,7 @@ def main() -> None:
     parser.add_argument("--variants", type=Path, help="JSON: arguments of vLLM by name; also `slots`, `rank` and `env`")
     parser.add_argument("--args", default="{}", help="further arguments of vLLM for all variants, in JSON")
     parser.add_argument("--no-gateway", action="store_true")
+    parser.add_argument("--paced", type=float, metavar="TOKENS_PER_S", help="no engine: a stand-in at this rate")
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--adapters", type=int, default=8)
     parser.add_argument("--streams", type=int, default=64)
@@ -262,8 +297,8 @@ def main() -> None:
     if args.smoke:
         vars(args).update(SMOKE)
     with tempfile.TemporaryDirectory(prefix="loradock-throughput-") as temporary:
-        figures = asyncio.run(measure(args, Path(temporary)))
-    publish(outcome(args, figures), [table(figures)], args.out)
+        figures = asyncio.run((paced if args.paced else measure)(args, Path(temporary)))
+    publish(outcome(args, figures), [table(figures)] if figures["variants"] else [], args.out)
 
 
 if __name__ == "__main__":
