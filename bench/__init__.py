@@ -6,5 +6,5 @@ python -m bench.mock_upstream the upstream that the gateway bench measures again
 python -m bench.load          the load generator, by itself
 python -m bench.residency     cold adapters beside warm streams, many adapters in few slots, churn: ours and stock vLLM
 python -m bench.residency_model  the same arrivals on a modelled card, with the real residency, in seconds
-python -m bench.throughput    output tokens a second by vLLM's flags
+python -m bench.throughput    output tokens a second by vLLM's flags, and through the gateway
 """

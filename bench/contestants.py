@@ -1,6 +1,6 @@
 """Who is measured: stock vLLM with its own resolver and LRU, and our engine with its residency.
 
-Both are asked by the same client over a unix socket, so that what differs is how adapters come.
+All are asked by the same client over a unix socket, so that what differs is how adapters come.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ STOCK_SERVER = "vllm.entrypoints.openai.api_server"
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What both get. `model` is a folder or `embedded`; stock may keep `host_adapters` adapters in host memory."""
+    """What all get. `model` is a folder or `embedded`; stock may keep `host_adapters` adapters in host memory."""
 
     model: str
     profile: EngineProfile
@@ -51,7 +51,7 @@ class Setup:
     host_adapters: int
 
     def as_it_comes(self) -> Setup:
-        """Without the profile's flags: vLLM's defaults, but for `args`."""
+        """Without the profile's flags: vLLM's defaults but for slots, rank, environment and `args`."""
         return replace(self, profile=self.profile.model_copy(update={"args": {}}))
 
     @property
@@ -180,7 +180,7 @@ async def stock(
 ) -> AsyncIterator[Endpoint]:
     """Stock vLLM, ready: it looks an unknown model up in `adapters` and loads it, and the least recently used leaves.
 
-    It listens on `port`, or on a unix socket. Its log is named as it is.
+    It listens on `port`, or on a unix socket. `name` is its log's name, too.
     """
     run_dir = make_run_dir()
     model = BaseModel.of(setup.settings).argument

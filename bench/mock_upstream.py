@@ -4,7 +4,7 @@
 
 Prints its URL on the first line. It answers as a stock vLLM server does (`/v1/models`, `/v1/chat/completions`,
 `/v1/completions`, `/v1/load_lora_adapter`, `/v1/unload_lora_adapter`, `/health`, `/version`, `/metrics`), with canned
-bytes: as many tokens whatever is asked, each streamed as an event, an HTTP chunk and a write of its own.
+bytes: the same number of tokens whatever is asked, each streamed as an event, an HTTP chunk and a write of its own.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
     python -m bench.residency [--loads beside,zipf,churn] [--model embedded] [--out bench/results/residency.json]
 
-Makes random adapters for the model (a folder, or only its shape with `--shape 7b`), starts both engines on it, and lets
-each load run in turn for both, `--rounds` times. `--smoke` is a minute of it on the embedded base, `--thousand` Zipf
-arrivals over 1,000 adapters in 32 slots.
+Makes random adapters for the model (a folder, or only its shape with `--shape 7b`), starts our engine and stock vLLM on
+it, and lets each load run in turn for all, `--rounds` times. `--smoke` is a minute of it on the embedded base,
+`--thousand` Zipf arrivals over 1,000 adapters in 32 slots.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ TIERS = ("disk", "page-cache", "host")
 FIRST_MS = {"disk": 100, "page-cache": 30, "host": 30}
 """that a cold adapter's first token may come after a warm one's, up to `FIRST_RANK`"""
 FIRST_RANK = 16
+"""the largest rank whose first tokens have a bar"""
 ROW_SHARE = 1.02
 """bytes of an adapter's row in host memory by those of its file, at most"""
 STAGED_PER_S = 0.5e9
@@ -211,7 +212,7 @@ async def zipf(
     few = Arrivals(many[: args.slots], args.prompt, args.answer, vocabulary)
     saturation = await few.closed(contestants[-1], args.clients, args.seconds, args.seed)
     load = Arrivals(many, args.prompt, args.answer, vocabulary)
-    figures: dict[str, Any] = {"saturation_per_s": round(saturation, 2)}
+    figures: dict[str, Any] = {"saturation_per_s": round(saturation, 2), "saturation_of": contestants[-1].name}
     for contestant in contestants:
         figures[contestant.name] = []
     for number in range(args.rounds):
@@ -252,9 +253,11 @@ def bars_of(figures: dict[str, Any], rank: int) -> list[Bar]:
         mine = contestants["ours"]
         if {"control", "cold"} <= mine.keys():
             bars += bars_beside(tier, rank, mine["control"], mine["cold"])
-    rounds = figures.get("zipf", {})
-    for name in [name for name in STOCK_FLAGS.values() if name in rounds and "ours" in rounds]:
-        mine, theirs = rounds["ours"], rounds[name]
+    arrived = figures.get("zipf", {})
+    for name in STOCK_FLAGS.values():
+        if name not in arrived:
+            continue
+        mine, theirs = arrived["ours"], arrived[name]
         rate = median(mine, "completed_per_s") / max(1e-9, median(theirs, "completed_per_s"))
         first = median(mine, "first_p99_ms") / max(1e-9, median(theirs, "first_p99_ms"))
         bars += [
@@ -292,7 +295,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--max-rank", type=int, default=16, help="of the slots")
     parser.add_argument("--slots", type=int, default=8)
     parser.add_argument("--adapters", type=int, default=256, help="for zipf")
-    parser.add_argument("--host-adapters", type=int, default=32, help="that either may keep in host memory")
+    parser.add_argument("--host-adapters", type=int, default=32, help="that each may keep in host memory")
     parser.add_argument(
         "--tiers",
         type=lambda text: text.split(","),
@@ -319,12 +322,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--plot", type=Path, help="a PNG of the gaps")
     args = parser.parse_args()
-    if unknown := set(args.stock_flags) - set(STOCK_FLAGS):
-        parser.error(f"unknown in --stock-flags: {', '.join(sorted(unknown))}; choose from {', '.join(STOCK_FLAGS)}")
-    if unknown := set(args.probed) - set(ALL_PROBED):
-        parser.error(f"unknown in --probed: {', '.join(sorted(unknown))}; choose from {', '.join(ALL_PROBED)}")
-    if unknown := set(args.tiers) - set(TIERS):
-        parser.error(f"unknown in --tiers: {', '.join(sorted(unknown))}; choose from {', '.join(TIERS)}")
+    for option, known in {"loads": LOADS, "stock-flags": STOCK_FLAGS, "tiers": TIERS, "probed": ALL_PROBED}.items():
+        given = vars(args)[option.replace("-", "_")]
+        if unknown := set(given) - set(known):
+            parser.error(f"unknown in --{option}: {', '.join(sorted(unknown))}; choose from {', '.join(known)}")
+        if len(set(given)) < len(given):
+            parser.error(f"twice in --{option}: {', '.join(given)}")
     if args.smoke:
         vars(args).update(SMOKE)
     if args.thousand:

@@ -130,7 +130,10 @@ class Interference:
         others: Iterator[AdapterVersion | None],
         seed: int,
     ) -> tuple[Beside, Beside]:
-        """One round in which the two kinds of probes take turns: what else the machine does disturbs both alike."""
+        """One round in which the two kinds of probes take turns: what else the machine does disturbs both alike.
+
+        Each waits until the one before has its first token, so that what a late one opens is not felt in the other's.
+        """
         turns = itertools.chain.from_iterable(zip(ones, others, strict=False))
         one, other = await self._round(contestant, turns, seed, kinds=2)
         return one, other
@@ -156,6 +159,8 @@ class Interference:
             probed.append(trace)
             asking.append(asyncio.create_task(ask(contestant, adapter, body(next(source), 8), trace)))
             await asyncio.sleep(self.every_s)
+            if kinds > 1:
+                await begun(asking[-1], trace)
         await finished(asking, probed)
         end = time.perf_counter()
         for task in tasks:
@@ -176,6 +181,15 @@ def felt_in(
         sum(trace.error is not None for trace in (*streams, *probes)),
         [1e3 * opened_by(probe, streams) for probe in probes if probe.tokens],
     )
+
+
+async def begun(task: asyncio.Task[None], trace: Trace) -> None:
+    """Return when the first token of `trace` has come and what it opened is over, or after PATIENCE_S without one."""
+    latest = trace.asked + PATIENCE_S
+    while not (trace.tokens or task.done() or time.perf_counter() > latest):  # noqa: ASYNC110 - a trace has no event
+        await asyncio.sleep(0.005)
+    if trace.tokens:
+        await asyncio.sleep(max(0.0, trace.tokens[0] + SOON_S - time.perf_counter()))
 
 
 async def finished(tasks: Sequence[asyncio.Task[None]], traces: Sequence[Trace]) -> None:

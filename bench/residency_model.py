@@ -1,10 +1,11 @@
 """Zipf arrivals over many adapters without a GPU: the real residency on a clock that jumps, above a model of the card.
 
-    python -m bench.residency_model [--adapters 1000 --slots 32 --rate 20.8 --loads 4 --disk-ms 160]
+    python -m bench.residency_model [--adapters 1000 --slots 32 --rate 21.4 --loads 4 --disk-ms 160]
 
 `Residency`, its loader and the engine's `Adapters` are those that serve; modelled are an engine's steps, what is asked
 of it between them, and how long a row takes from disk to host memory and into a slot. Half a minute of arrivals takes a
-second. It tells how policies compare, not what a card does: the defaults are step times of a 7B on one H200.
+second. It tells how policies compare, not what a card does: the defaults are step times of a 7B on one H200,
+but for `--eager-ms`, which Zipf arrivals there were fitted with.
 """
 
 from __future__ import annotations

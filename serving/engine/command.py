@@ -93,6 +93,7 @@ def vllm_arguments(settings: EngineSettings, profile: EngineProfile, model: str,
     """
     slots = (settings.slots or profile.slots) + (SPARE_SLOTS if stages(settings, profile) else 0)
     given = user_arguments(settings)
+    void = displaced(given)
     return {
         "model": model,
         "served_model_name": settings.base_name,
@@ -107,7 +108,7 @@ def vllm_arguments(settings: EngineSettings, profile: EngineProfile, model: str,
         "disable_uvicorn_access_log": True,
         "disable_fastapi_docs": True,
         "uvicorn_log_level": "warning",
-        **{name: value for name, value in profile.args.items() if name not in displaced(given)},
+        **{name: value for name, value in profile.args.items() if name not in void},
         **(profile.embedded_args if settings.model == EMBEDDED else {}),
         **given,
     }
@@ -116,8 +117,12 @@ def vllm_arguments(settings: EngineSettings, profile: EngineProfile, model: str,
 def displaced(given: Mapping[str, Any]) -> frozenset[str]:
     """Arguments of a profile that the user's make void, beside those of the same name."""
     compilation = given.get("compilation_config")
-    names = given.keys() | (compilation.keys() if isinstance(compilation, Mapping) else set())
-    return GRAPH_SIZES if names & GRAPH_SIZES else frozenset()
+    told = {name.rpartition(".")[2] for name in given}  # vLLM takes parts of a configuration by themselves, too
+    if isinstance(compilation, Mapping):
+        told |= compilation.keys()
+    elif isinstance(compilation, str):
+        told |= {name for name in GRAPH_SIZES if f'"{name}"' in compilation}
+    return GRAPH_SIZES if told & GRAPH_SIZES else frozenset()
 
 
 def user_arguments(settings: EngineSettings) -> dict[str, Any]:

@@ -18,14 +18,17 @@ from safetensors.torch import load_file
 import bench.residency
 from adapters_registry.model import AdapterVersion
 from bench import residency_loads
+from bench.contestants import Setup
 from bench.random_adapters import make_adapters
-from bench.residency import arrange, bars_of, drop_from_page_cache
+from bench.residency import arrange, bars_of, drop_from_page_cache, parse
 from bench.residency_churn import judged
 from bench.residency_loads import Arrivals, Interference, Trace, at, opened_by
 from bench.residency_plot import draw
 from bench.shapes import SHAPES, write_shape
 from bench.throughput import tokens_per_s
 from configs import embedded
+from configs.profiles import load_profile
+from serving.engine.command import vllm_arguments
 
 
 class Answer:
@@ -46,10 +49,11 @@ class Metronome:
 
     name = "metronome"
 
-    def __init__(self, refuse: str = "", silent: str = "", broken: str = "") -> None:
+    def __init__(self, refuse: str = "", silent: str = "", broken: str = "", slow: str = "") -> None:
         self.refuse = refuse
         self.silent = silent
         self.broken = broken
+        self.slow = slow
         self.asked: list[str] = []
         self.open = 0
 
@@ -61,7 +65,7 @@ class Metronome:
             raise ZeroDivisionError
         self.open += 1
         try:
-            each_s = 60.0 if name == self.silent else 0.005
+            each_s = {self.silent: 60.0, self.slow: 0.2}.get(name, 0.005)
             yield Answer(404 if name == self.refuse else 200, body["max_tokens"], each_s)
         finally:
             self.open -= 1
@@ -218,3 +222,36 @@ def test_a_shape_has_a_config_and_a_token_for_each_number(tmp_path: Path) -> Non
     config = json.loads((folder / "config.json").read_text())
     assert len(config["layer_types"]) == config["num_hidden_layers"] == SHAPES["tiny"]["num_hidden_layers"]
     assert len(json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]) == config["vocab_size"]
+
+
+async def test_a_probe_waits_until_what_the_one_before_opened_is_over(adapters: list[AdapterVersion]) -> None:
+    contestant = Metronome(slow=adapters[2].name)
+    load = Interference(adapters[:1], streams=2, tokens=400, every_s=0.05, prompt=4, vocabulary=100)
+    control, cold = await load.paired(contestant, itertools.repeat(adapters[1]), iter(adapters[2:3] * 2), seed=0)
+    assert min(cold.first_ms) >= 200
+    assert max(control.first_ms) < 100
+    assert len(cold.gaps_ms) > 2 * len(control.gaps_ms)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--stock-flags", "mine"), "unknown in --stock-flags: mine; choose from profile, own"),
+        (("--stock-flags", "own,own"), "twice in --stock-flags"),
+        (("--tiers", "tape"), "unknown in --tiers"),
+    ],
+)
+def test_a_choice_that_is_none_is_told(
+    options: tuple[str, ...], told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["residency", *options])
+    with pytest.raises(SystemExit):
+        parse()
+    assert told in capsys.readouterr().err
+
+
+def test_stock_vllm_as_it_comes_has_the_benchs_flags_alone(tmp_path: Path) -> None:
+    setup = Setup("embedded", load_profile("h200"), 8, 16, {"kv_cache_memory_bytes": 5}, 32).as_it_comes()
+    arguments = vllm_arguments(setup.settings, setup.profile, "model", tmp_path)
+    assert "max_num_batched_tokens" not in arguments
+    assert (arguments["kv_cache_memory_bytes"], arguments["max_loras"], arguments["max_lora_rank"]) == (5, 8, 16)

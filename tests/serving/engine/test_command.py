@@ -55,6 +55,8 @@ def test_a_users_argument_overrides_the_profiles_in_either_spelling() -> None:
         {"cudagraph_capture_sizes": [1, 2]},
         {"max-cudagraph-capture-size": 64},
         {"compilation_config": {"max_cudagraph_capture_size": 64}},
+        {"compilation_config": '{"max_cudagraph_capture_size": 64}'},
+        {"compilation-config.max-cudagraph-capture-size": 64},
     ],
 )
 def test_a_users_sizes_of_graphs_displace_the_profiles(given: dict[str, Any]) -> None:
