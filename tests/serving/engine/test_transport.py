@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -244,6 +246,44 @@ async def test_a_reader_slower_than_the_engine_holds_it_back_and_does_not_time_o
             assert sent < 40 * READ_BUFFER
             assert len(await response.read()) == 1 << 26
         assert await post(transport) == (200, b"x" * (1 << 26))
+
+
+async def test_a_stream_has_one_timer_that_ends_with_it_or_when_it_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = asyncio.get_running_loop()
+    call_later, timers = loop.call_later, list[asyncio.TimerHandle]()
+
+    def noting(delay: float, callback: Callable[..., object], *args: Any, **more: Any) -> asyncio.TimerHandle:
+        timer = call_later(delay, callback, *args, **more)
+        if getattr(callback, "__name__", "") == "_look":
+            timers.append(timer)
+        return timer
+
+    monkeypatch.setattr(loop, "call_later", noting)
+    parts = (CHUNKED, *[b"1\r\nx\r\n"] * 20, b"0\r\n\r\n")
+    async with serving(says(*parts, pause_s=0.01)) as server, connected(server, request_timeout_s=5) as transport:
+        assert await post(transport) == (200, b"x" * 20)
+        assert [timer.cancelled() for timer in timers] == [True]
+        async with transport.open("/v1/x", b"{}") as response:
+            async for _chunk in response.chunks():
+                break
+        assert [timer.cancelled() for timer in timers] == [True, True]
+
+
+async def test_silence_counts_from_the_wait_however_long_the_reader_was_busy_before() -> None:
+    parts = (CHUNKED, b"1\r\nx\r\n", b"1\r\nx\r\n", b"")
+    async with (
+        serving(says(*parts, pause_s=0.3)) as server,
+        connected(server, request_timeout_s=0.4) as transport,
+        transport.open("/v1/x", b"{}") as response,
+    ):
+        chunks = response.chunks()
+        assert await anext(chunks) == b"x"
+        await asyncio.sleep(1.0)
+        began = time.monotonic()
+        with pytest.raises(EngineTimeout):
+            while await anext(chunks):
+                began = time.monotonic()
+        assert 0.3 < time.monotonic() - began < 1.0
 
 
 @pytest.mark.parametrize("retry", [True, False])
