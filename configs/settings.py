@@ -144,7 +144,9 @@ class Settings(BaseSettings):
     max_queued: int = Field(256, ge=0, description="requests waiting for a turn; more get 429")
     queue_timeout_s: float = Field(30.0, gt=0, description="longest wait for a turn before 429")
     engine_wait_s: float = Field(20.0, ge=0, description="longest wait for a restarting engine before 503")
-    request_timeout_s: float = Field(600.0, gt=0, description="longest silence of an engine within one request")
+    request_timeout_s: float = Field(
+        600.0, gt=0, description="longest wait for an engine's answer to begin, and for each further piece"
+    )
     shutdown_grace_s: float = Field(30.0, ge=0, description="time that running streams get at shutdown")
 
     api_keys_file: Path | None = Field(None, description="TOML file of hashed API keys; default: `home`/api_keys.toml")

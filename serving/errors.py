@@ -128,7 +128,7 @@ class EngineUnavailable(ServingError):
 
 
 class EngineTimeout(ServingError):
-    """The engine fell silent for longer than `request_timeout_s`."""
+    """No answer, or no further piece of one, came within `request_timeout_s`."""
 
     status, code = 504, "engine_timeout"
 

@@ -47,11 +47,11 @@ class EngineResponse(Protocol):
     headers: Mapping[str, str]
 
     async def read(self) -> bytes:
-        """The whole body. Raises EngineUnavailable if the engine dies meanwhile."""
+        """The whole body. Raises EngineUnavailable if the engine dies meanwhile, EngineTimeout if it falls silent."""
         ...
 
     def chunks(self) -> AsyncIterator[bytes]:
-        """The body as it arrives, in arbitrary pieces. Raises EngineUnavailable if the engine dies meanwhile."""
+        """The body as it arrives, in arbitrary pieces, to one reader. Raises as `read` does."""
         ...
 
 

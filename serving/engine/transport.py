@@ -44,7 +44,7 @@ class Transport:
         keepalive_s: float = KEEPALIVE_S,
         retry_stale: bool = False,
     ) -> None:
-        """`request_timeout_s` is the longest silence within one request."""
+        """`request_timeout_s` is the longest wait for a head, sending included, and for each further piece."""
         self.name = name
         self.base_url = base_url
         self.socket_path: str | None = None
@@ -76,6 +76,7 @@ class Transport:
             read_bufsize=READ_BUFFER,
             max_line_size=MAX_LINE,
             max_field_size=MAX_LINE,
+            # The rest is watched by `OpenRequest` and `Chunks`: `sock_read` would set a timer for each piece.
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S),
         )
 
@@ -198,10 +199,10 @@ class Chunks:
     """Pieces of a body; a class because a generator costs more and must be closed.
 
     One timer watches for silence: setting one for each piece, as `asyncio.timeout` and aiohttp's own limit do, took a
-    fifth of the gateway's processor time in streams.
+    fifth of the gateway's processor time in streams. That limit does not cover a body that cannot be parsed, either.
     """
 
-    __slots__ = ("_content", "_loop", "_name", "_silence_s", "_since", "_timer")
+    __slots__ = ("_content", "_had", "_loop", "_name", "_silence_s", "_since", "_timer")
 
     def __init__(self, name: str, content: aiohttp.StreamReader, silence_s: float) -> None:
         self._name = name
@@ -210,6 +211,8 @@ class Chunks:
         self._loop = asyncio.get_running_loop()
         self._since: float | None = None
         """when the present wait for the engine began; None while the reader is busy elsewhere"""
+        self._had = 0
+        """bytes that had come by then"""
         self._timer: asyncio.TimerHandle | None = None
 
     def close(self) -> None:
@@ -223,11 +226,17 @@ class Chunks:
 
     async def __anext__(self) -> bytes:
         self._since = self._loop.time()
+        self._had = self._content.total_bytes
         if self._timer is None:
             self._timer = self._loop.call_later(self._silence_s, self._look)
         try:
             chunk = await self._content.readany()
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            self.close()
+            # What timed out is kept by the reader: with its traceback, which holds the reader, they would be a cycle.
+            raise translate(self._name, error) from error.with_traceback(None)
+        except RuntimeError as error:  # aiohttp's, where the connection went while the reader was busy
+            self.close()
             raise translate(self._name, error) from error
         finally:
             self._since = None
@@ -244,7 +253,7 @@ class Chunks:
         left = self._since + self._silence_s - self._loop.time()
         if left > 0:
             self._timer = self._loop.call_later(left, self._look)
-        else:
+        elif self._content.total_bytes == self._had:  # else a piece came in this very turn of the loop
             self._content.set_exception(TimeoutError())
 
 

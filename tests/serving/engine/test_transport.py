@@ -27,12 +27,14 @@ class Server:
         self.answer = answer
         self.connections = 0
         self.requests: list[bytes] = []
+        self.writers: list[asyncio.StreamWriter] = []
         self.gone = asyncio.Event()
         self.url = ""
 
     async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
         number = self.connections
+        self.writers.append(writer)
         try:
             while head := await reader.readuntil(b"\r\n\r\n"):
                 length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0] or 0)
@@ -270,20 +272,51 @@ async def test_a_stream_has_one_timer_that_ends_with_it_or_when_it_is_left(monke
 
 
 async def test_silence_counts_from_the_wait_however_long_the_reader_was_busy_before() -> None:
-    parts = (CHUNKED, b"1\r\nx\r\n", b"1\r\nx\r\n", b"")
+    parts = (CHUNKED + b"1\r\nx\r\n", b"1\r\ny\r\n", b"")
     async with (
-        serving(says(*parts, pause_s=0.3)) as server,
+        serving(says(*parts, pause_s=0.6)) as server,
         connected(server, request_timeout_s=0.4) as transport,
         transport.open("/v1/x", b"{}") as response,
     ):
         chunks = response.chunks()
         assert await anext(chunks) == b"x"
-        await asyncio.sleep(1.0)
+        await asyncio.sleep(0.45)
+        assert await anext(chunks) == b"y"
         began = time.monotonic()
         with pytest.raises(EngineTimeout):
-            while await anext(chunks):
-                began = time.monotonic()
-        assert 0.3 < time.monotonic() - began < 1.0
+            await anext(chunks)
+        assert 0.3 < time.monotonic() - began < 0.6
+
+
+async def test_a_piece_that_comes_while_the_loop_stands_still_is_no_silence() -> None:
+    parts = (CHUNKED, b"1\r\na\r\n", b"1\r\nb\r\n0\r\n\r\n")
+    async with (
+        serving(says(*parts, pause_s=0.2)) as server,
+        connected(server, request_timeout_s=0.5) as transport,
+        transport.open("/v1/x", b"{}") as response,
+    ):
+        chunks = response.chunks()
+        assert await anext(chunks) == b"a"
+        waiting = asyncio.create_task(anext(chunks))  # type: ignore[arg-type]
+        await asyncio.sleep(0.15)
+        writer = server.writers[-1]
+        writer.write(b"1\r\nc\r\n")
+        time.sleep(0.6)  # noqa: ASYNC251 - the loop is to stand still
+        assert await waiting == b"c"
+        assert [chunk async for chunk in chunks] == [b"b"]
+
+
+async def test_a_connection_that_goes_while_the_reader_is_busy_is_an_error_of_ours() -> None:
+    async with (
+        serving(says(CHUNKED, b"1\r\na\r\n", pause_s=0.05)) as server,
+        connected(server) as transport,
+        transport.open("/v1/x", b"{}") as response,
+    ):
+        chunks = response.chunks()
+        assert await anext(chunks) == b"a"
+        await transport.close()
+        with pytest.raises(EngineUnavailable, match="went away"):
+            await anext(chunks)
 
 
 @pytest.mark.parametrize("retry", [True, False])
