@@ -122,28 +122,27 @@ class Transport:
 class OpenRequest:
     """One request; entering it sends and waits for the head of the answer."""
 
-    __slots__ = ("_answer", "_body", "_headers", "_path", "_response", "_transport")
+    __slots__ = ("_answer", "_body", "_headers", "_path", "_transport")
 
     def __init__(self, transport: Transport, path: str, body: bytes, headers: Mapping[str, str] | None) -> None:
         self._transport = transport
         self._path = path
         self._body = body
         self._headers = headers
-        self._response: aiohttp.ClientResponse | None = None
         self._answer: TransportResponse | None = None
 
     async def __aenter__(self) -> TransportResponse:
         transport = self._transport
         sent_at = time.monotonic()
         try:
-            self._response = await self._send()
+            response = await self._send()
         except aiohttp.ClientConnectionError as error:
             if not (transport.retry_stale and is_stale(error) and time.monotonic() - sent_at < STALE_WITHIN_S):
                 raise translate(transport.name, error) from error
-            self._response = await self._send_again()
+            response = await self._send_again()
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise translate(transport.name, error) from error
-        self._answer = TransportResponse(transport, self._response)
+        self._answer = TransportResponse(transport, response)
         return self._answer
 
     async def _send(self) -> aiohttp.ClientResponse:
@@ -162,22 +161,17 @@ class OpenRequest:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        response = self._response
         if self._answer is not None:
             self._answer.close()
-        if response is not None:
-            if response.content.is_eof():
-                response.release()
-            else:
-                response.close()
 
 
 class TransportResponse:
     """An answer whose body has not been read; see `EngineResponse`."""
 
-    __slots__ = ("_chunks", "headers", "status")
+    __slots__ = ("_chunks", "_response", "headers", "status")
 
     def __init__(self, transport: Transport, response: aiohttp.ClientResponse) -> None:
+        self._response = response
         self._chunks = Chunks(transport.name, response.content, transport.request_timeout_s)
         self.status = response.status
         self.headers: Mapping[str, str] = response.headers
@@ -191,8 +185,12 @@ class TransportResponse:
         return self._chunks
 
     def close(self) -> None:
-        """Nothing more will be read."""
+        """Keep the connection for others after the last byte, else end it."""
         self._chunks.close()
+        if self._response.content.is_eof():
+            self._response.release()
+        else:
+            self._response.close()
 
 
 class Chunks:
