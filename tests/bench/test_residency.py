@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import itertools
 import json
+import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -55,12 +56,14 @@ class Metronome:
         self.broken = broken
         self.slow = slow
         self.asked: list[str] = []
+        self.asked_at: list[float] = []
         self.open = 0
 
     @contextlib.asynccontextmanager
     async def opening(self, adapter: AdapterVersion | None, body: dict[str, Any]) -> AsyncIterator[Answer]:
         name = adapter.name if adapter else "base"
         self.asked.append(name)
+        self.asked_at.append(time.perf_counter())
         if name == self.broken:
             raise ZeroDivisionError
         self.open += 1
@@ -228,9 +231,10 @@ async def test_a_probe_waits_until_what_the_one_before_opened_is_over(adapters: 
     contestant = Metronome(slow=adapters[2].name)
     load = Interference(adapters[:1], streams=2, tokens=400, every_s=0.05, prompt=4, vocabulary=100)
     control, cold = await load.paired(contestant, itertools.repeat(adapters[1]), iter(adapters[2:3] * 2), seed=0)
-    assert min(cold.first_ms) >= 200
-    assert max(control.first_ms) < 100
-    assert len(cold.gaps_ms) > 2 * len(control.gaps_ms)
+    assert max(control.first_ms) < 100 < 200 <= min(cold.first_ms)
+    late = contestant.asked.index(adapters[2].name)
+    assert contestant.asked[late + 1] == adapters[1].name
+    assert contestant.asked_at[late + 1] - contestant.asked_at[late] >= 0.2
 
 
 @pytest.mark.parametrize(
