@@ -53,8 +53,11 @@ SMOKE = {
 
 async def tokens_per_s(
     contestant: Contestant, adapters: Sequence[AdapterVersion | None], args: argparse.Namespace, vocabulary: int
-) -> float:
-    """Output tokens a second, from first to last, of `--streams` answers at once, spread evenly over `adapters`."""
+) -> tuple[float, float]:
+    """Of `--streams` answers at once, spread evenly over `adapters`: output tokens a second, from first to last.
+
+    And how many seconds the first tokens of all lie apart, which is part of that time.
+    """
     source = prompts(args.seed, args.prompt, vocabulary)
     traces = [Trace(time.perf_counter()) for _ in range(args.streams)]
     await asyncio.gather(
@@ -63,7 +66,8 @@ async def tokens_per_s(
             for number, trace in enumerate(traces)
         )
     )
-    return rate_of(traces, min(trace.tokens[0] for trace in whole(traces)))
+    firsts = [trace.tokens[0] for trace in whole(traces)]
+    return rate_of(traces, min(firsts)), max(firsts) - min(firsts)
 
 
 def whole(traces: Sequence[Trace]) -> Sequence[Trace]:
@@ -119,7 +123,7 @@ async def by_adapters(
     figures: dict[str, list[float]] = {name: [] for name in loads}
     for number in range(args.rounds + 1):
         for name, chosen in loads.items():
-            rate = await tokens_per_s(contestant, chosen, args, vocabulary)
+            rate, _ = await tokens_per_s(contestant, chosen, args, vocabulary)
             if number:
                 figures[name].append(round(rate, 1))
     return figures
@@ -131,7 +135,8 @@ async def through_gateway(
     """Rounds through a gateway before the engine on `port` and straight to the engine, in turn.
 
     Both ask for the adapters that the gateway loads in the first round, which does not count, so that the engine keeps
-    them in its slots throughout. `gateway_cores` says how many the gateway took.
+    them in its slots throughout. `gateway_cores` says how many the gateway took, `..._apart_ms` how far the first
+    tokens of a round's answers lie apart.
     """
     own = free_port()
     recorded = json.loads((adapters[0].path / "adapter_config.json").read_text())["base_model_name_or_path"]
@@ -150,16 +155,19 @@ async def through_gateway(
             await until_ready(transport, child)
             registered = [await _register(transport, adapter) for adapter in adapters]
             gateway = Endpoint("gateway", transport, child)
-            figures: dict[str, list[float]] = {"gateway": [], "direct": [], "gateway_cores": []}
+            figures: dict[str, list[float]] = {}
             for number in range(args.rounds + 1):
                 began, used = time.monotonic(), child.cpu_seconds() or 0.0
-                through = await tokens_per_s(gateway, registered, args, vocabulary)
+                through, apart = await tokens_per_s(gateway, registered, args, vocabulary)
                 cores = ((child.cpu_seconds() or 0.0) - used) / (time.monotonic() - began)
-                straight = await tokens_per_s(direct, registered, args, vocabulary)
+                straight, straight_apart = await tokens_per_s(direct, registered, args, vocabulary)
+                measured = {
+                    "gateway": through, "direct": straight, "gateway_cores": cores, "gateway_apart_ms": 1e3 * apart,
+                    "direct_apart_ms": 1e3 * straight_apart,
+                }  # fmt: skip
                 if number:
-                    figures["gateway"].append(round(through, 1))
-                    figures["direct"].append(round(straight, 1))
-                    figures["gateway_cores"].append(round(cores, 2))
+                    for name, figure in measured.items():
+                        figures.setdefault(name, []).append(round(figure, 2))
             return figures
         finally:
             await transport.close()

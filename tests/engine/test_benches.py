@@ -43,5 +43,5 @@ def test_residency_lets_stock_vllm_and_ours_carry_the_same_loads(tmp_path: Path)
 def test_throughput_compares_adapters_and_the_way_through_the_gateway(tmp_path: Path) -> None:
     measured = smoked("throughput", tmp_path)
     rates = measured["variants"]["profile"]["tokens_per_s"] | measured["gateway"]
-    assert set(rates) == {"base", "one adapter", "3 adapters", "direct", "gateway", "gateway_cores"}
+    assert {"base", "one adapter", "3 adapters", "direct", "gateway", "gateway_cores"} < set(rates)
     assert all(min(rounds) > 0 for rounds in rates.values())
