@@ -53,6 +53,8 @@ class Transport:
         self._keepalive_s = keepalive_s
         self.request_timeout_s = request_timeout_s
         self._session: aiohttp.ClientSession | None = None
+        self.answers: set[TransportResponse] = set()
+        """those that are open"""
 
     @property
     def session(self) -> aiohttp.ClientSession:
@@ -113,9 +115,11 @@ class Transport:
         self.socket_path = socket_path
 
     async def close(self) -> None:
-        """Close every connection."""
+        """Close every connection. Who waits for a head or a piece of a body gets EngineUnavailable."""
         session, self._session = self._session, None
         if session is not None:
+            for answer in self.answers:
+                answer.abandon()  # aiohttp wakes only those who wait for a head
             await session.close()
 
 
@@ -168,9 +172,11 @@ class OpenRequest:
 class TransportResponse:
     """An answer whose body has not been read; see `EngineResponse`."""
 
-    __slots__ = ("_chunks", "_response", "headers", "status")
+    __slots__ = ("_answers", "_chunks", "_response", "headers", "status")
 
     def __init__(self, transport: Transport, response: aiohttp.ClientResponse) -> None:
+        self._answers = transport.answers
+        self._answers.add(self)
         self._response = response
         self._chunks = Chunks(transport.name, response.content, transport.request_timeout_s)
         self.status = response.status
@@ -186,11 +192,17 @@ class TransportResponse:
 
     def close(self) -> None:
         """Keep the connection for others after the last byte, else end it."""
+        self._answers.discard(self)
         self._chunks.close()
         if self._response.content.is_eof():
             self._response.release()
         else:
             self._response.close()
+
+    def abandon(self) -> None:
+        """The connection is about to go: wake who waits for a piece, unless all have come."""
+        if not self._response.content.is_eof():
+            self._response.content.set_exception(aiohttp.ClientConnectionError())
 
 
 class Chunks:

@@ -374,16 +374,22 @@ async def test_fetch_has_a_limit_of_its_own() -> None:
             await transport.fetch("GET", "/health", timeout_s=0.1)
 
 
-async def test_moving_ends_what_is_in_flight(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "sent", [b"", CHUNKED, CHUNKED + b"1\r\na\r\n"], ids=["before a head", "after it", "after a piece"]
+)
+async def test_moving_ends_what_is_in_flight(sent: bytes, tmp_path: Path) -> None:
     old, new = tmp_path / "old", tmp_path / "new"
     async with (
-        serving(says(b"", pause_s=2), old) as before,
+        serving(says(sent, pause_s=2), old) as before,
         serving(says(OK), new),
         connected(before, old) as transport,
     ):
         task = asyncio.create_task(post(transport))
         await asyncio.sleep(0.05)
         await transport.move(str(new))
-        with pytest.raises(EngineUnavailable):
+        began = time.monotonic()
+        with pytest.raises(EngineUnavailable, match="went away"):
             await task
+        assert time.monotonic() - began < 0.5
+        assert not transport.answers
         assert await post(transport) == (200, b"{}")
