@@ -53,8 +53,8 @@ class Transport:
         self._keepalive_s = keepalive_s
         self.request_timeout_s = request_timeout_s
         self._session: aiohttp.ClientSession | None = None
-        self.answers: set[TransportResponse] = set()
-        """those that are open"""
+        self._bodies: set[aiohttp.StreamReader] = set()
+        """those that are being read"""
 
     @property
     def session(self) -> aiohttp.ClientSession:
@@ -95,7 +95,11 @@ class Transport:
             async with self.session.request(
                 method, self.base_url + path, data=body, timeout=limit, allow_redirects=False
             ) as response:
-                return response.status, await response.read()
+                self.track(response.content)
+                try:
+                    return response.status, await response.read()
+                finally:
+                    self.untrack(response.content)
         except TimeoutError as error:
             raise EngineTimeout(f"engine {self.name} has not answered within {timeout_s} s") from error
         except (aiohttp.ClientError, OSError) as error:
@@ -115,12 +119,29 @@ class Transport:
         self.socket_path = socket_path
 
     async def close(self) -> None:
-        """Close every connection. Who waits for a head or a piece of a body gets EngineUnavailable."""
+        """Close every connection. Who waits for a head or reads a body gets EngineUnavailable.
+
+        What has come of a body is dropped, unless that is all of it.
+        """
         session, self._session = self._session, None
         if session is not None:
-            for answer in self.answers:
-                answer.abandon()  # aiohttp wakes only those who wait for a head
+            for body in tuple(self._bodies):  # aiohttp tells only those who wait for a head
+                if not body.is_eof():
+                    body.set_exception(aiohttp.ClientConnectionError())
             await session.close()
+
+    def track(self, body: aiohttp.StreamReader) -> None:
+        """Let `close` end the reading of `body`."""
+        self._bodies.add(body)
+
+    def untrack(self, body: aiohttp.StreamReader) -> None:
+        """`body` is read, or is not wanted any more."""
+        self._bodies.discard(body)
+
+    def retries(self, error: aiohttp.ClientConnectionError, session: aiohttp.ClientSession, sent_at: float) -> bool:
+        """Whether what was sent on `session` is sent again; not if it is `close` that ended it."""
+        within = time.monotonic() - sent_at < STALE_WITHIN_S
+        return self.retry_stale and session is self._session and is_stale(error) and within
 
 
 class OpenRequest:
@@ -137,15 +158,16 @@ class OpenRequest:
 
     async def __aenter__(self) -> TransportResponse:
         transport = self._transport
-        sent_at = time.monotonic()
+        session, sent_at = transport.session, time.monotonic()
         try:
             response = await self._send()
         except aiohttp.ClientConnectionError as error:
-            if not (transport.retry_stale and is_stale(error) and time.monotonic() - sent_at < STALE_WITHIN_S):
+            if not transport.retries(error, session, sent_at):
                 raise translate(transport.name, error) from error
             response = await self._send_again()
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise translate(transport.name, error) from error
+        transport.track(response.content)
         self._answer = TransportResponse(transport, response)
         return self._answer
 
@@ -166,18 +188,18 @@ class OpenRequest:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if self._answer is not None:
+            self._transport.untrack(self._answer.body)
             self._answer.close()
 
 
 class TransportResponse:
     """An answer whose body has not been read; see `EngineResponse`."""
 
-    __slots__ = ("_answers", "_chunks", "_response", "headers", "status")
+    __slots__ = ("_chunks", "_response", "body", "headers", "status")
 
     def __init__(self, transport: Transport, response: aiohttp.ClientResponse) -> None:
-        self._answers = transport.answers
-        self._answers.add(self)
         self._response = response
+        self.body = response.content
         self._chunks = Chunks(transport.name, response.content, transport.request_timeout_s)
         self.status = response.status
         self.headers: Mapping[str, str] = response.headers
@@ -192,17 +214,11 @@ class TransportResponse:
 
     def close(self) -> None:
         """Keep the connection for others after the last byte, else end it."""
-        self._answers.discard(self)
         self._chunks.close()
-        if self._response.content.is_eof():
+        if self.body.is_eof():
             self._response.release()
         else:
             self._response.close()
-
-    def abandon(self) -> None:
-        """The connection is about to go: wake who waits for a piece, unless all have come."""
-        if not self._response.content.is_eof():
-            self._response.content.set_exception(aiohttp.ClientConnectionError())
 
 
 class Chunks:

@@ -374,22 +374,42 @@ async def test_fetch_has_a_limit_of_its_own() -> None:
             await transport.fetch("GET", "/health", timeout_s=0.1)
 
 
+LENGTH = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{"
+NO_LENGTH = b"HTTP/1.1 200 OK\r\nconnection: close\r\n\r\nhalf"
+
+
+@pytest.mark.parametrize("retry", [True, False])
+@pytest.mark.parametrize("way", ["open", "fetch"])
 @pytest.mark.parametrize(
-    "sent", [b"", CHUNKED, CHUNKED + b"1\r\na\r\n"], ids=["before a head", "after it", "after a piece"]
+    "sent",
+    [b"", CHUNKED, CHUNKED + b"1\r\na\r\n", LENGTH, NO_LENGTH],
+    ids=["no head", "a head", "a piece", "half of a length", "half without a length"],
 )
-async def test_moving_ends_what_is_in_flight(sent: bytes, tmp_path: Path) -> None:
+async def test_moving_ends_what_is_in_flight(sent: bytes, way: str, retry: bool, tmp_path: Path) -> None:
     old, new = tmp_path / "old", tmp_path / "new"
     async with (
         serving(says(sent, pause_s=2), old) as before,
-        serving(says(OK), new),
-        connected(before, old) as transport,
+        serving(says(OK), new) as after,
+        connected(before, old, retry_stale=retry) as transport,
     ):
-        task = asyncio.create_task(post(transport))
+        task = asyncio.create_task(post(transport) if way == "open" else transport.fetch("POST", "/v1/x"))
         await asyncio.sleep(0.05)
         await transport.move(str(new))
         began = time.monotonic()
         with pytest.raises(EngineUnavailable, match="went away"):
             await task
         assert time.monotonic() - began < 0.5
-        assert not transport.answers
+        assert len(before.requests) == 1
+        assert not after.requests
         assert await post(transport) == (200, b"{}")
+
+
+async def test_closing_leaves_an_answer_that_has_come_whole() -> None:
+    async with (
+        serving(says(OK)) as server,
+        connected(server) as transport,
+        transport.open("/v1/x", b"{}") as response,
+    ):
+        await asyncio.sleep(0.05)
+        await transport.close()
+        assert await response.read() == b"{}"
