@@ -51,13 +51,10 @@ SMOKE = {
 }  # fmt: skip
 
 
-async def tokens_per_s(
+async def at_once(
     contestant: Contestant, adapters: Sequence[AdapterVersion | None], args: argparse.Namespace, vocabulary: int
-) -> tuple[float, float]:
-    """Of `--streams` answers at once, spread evenly over `adapters`: output tokens a second, from first to last.
-
-    And how many seconds the first tokens of all lie apart, which is part of that time.
-    """
+) -> Sequence[Trace]:
+    """`--streams` whole answers at once, spread evenly over `adapters`."""
     source = prompts(args.seed, args.prompt, vocabulary)
     traces = [Trace(time.perf_counter()) for _ in range(args.streams)]
     await asyncio.gather(
@@ -66,8 +63,18 @@ async def tokens_per_s(
             for number, trace in enumerate(traces)
         )
     )
-    firsts = [trace.tokens[0] for trace in whole(traces)]
-    return rate_of(traces, min(firsts)), max(firsts) - min(firsts)
+    return whole(traces)
+
+
+def tokens_per_s(traces: Sequence[Trace]) -> float:
+    """Output tokens a second, from the first of all to the last."""
+    return rate_of(traces, min(trace.tokens[0] for trace in traces))
+
+
+def apart_ms(traces: Sequence[Trace]) -> float:
+    """How far first tokens lie apart, which is part of the time that `tokens_per_s` counts."""
+    firsts = [trace.tokens[0] for trace in traces]
+    return 1e3 * (max(firsts) - min(firsts))
 
 
 def whole(traces: Sequence[Trace]) -> Sequence[Trace]:
@@ -123,7 +130,7 @@ async def by_adapters(
     figures: dict[str, list[float]] = {name: [] for name in loads}
     for number in range(args.rounds + 1):
         for name, chosen in loads.items():
-            rate, _ = await tokens_per_s(contestant, chosen, args, vocabulary)
+            rate = tokens_per_s(await at_once(contestant, chosen, args, vocabulary))
             if number:
                 figures[name].append(round(rate, 1))
     return figures
@@ -158,12 +165,12 @@ async def through_gateway(
             figures: dict[str, list[float]] = {}
             for number in range(args.rounds + 1):
                 began, used = time.monotonic(), child.cpu_seconds() or 0.0
-                through, apart = await tokens_per_s(gateway, registered, args, vocabulary)
+                through = await at_once(gateway, registered, args, vocabulary)
                 cores = ((child.cpu_seconds() or 0.0) - used) / (time.monotonic() - began)
-                straight, straight_apart = await tokens_per_s(direct, registered, args, vocabulary)
+                straight = await at_once(direct, registered, args, vocabulary)
                 measured = {
-                    "gateway": through, "direct": straight, "gateway_cores": cores, "gateway_apart_ms": 1e3 * apart,
-                    "direct_apart_ms": 1e3 * straight_apart,
+                    "gateway": tokens_per_s(through), "direct": tokens_per_s(straight), "gateway_cores": cores,
+                    "gateway_apart_ms": apart_ms(through), "direct_apart_ms": apart_ms(straight),
                 }  # fmt: skip
                 if number:
                     for name, figure in measured.items():

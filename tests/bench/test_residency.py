@@ -26,7 +26,7 @@ from bench.residency_churn import judged
 from bench.residency_loads import Arrivals, Interference, Trace, at, opened_by
 from bench.residency_plot import draw
 from bench.shapes import SHAPES, write_shape
-from bench.throughput import tokens_per_s
+from bench.throughput import apart_ms, at_once, tokens_per_s
 from configs import embedded
 from configs.profiles import load_profile
 from serving.engine.command import vllm_arguments
@@ -169,9 +169,14 @@ async def test_streams_that_are_refused_leave_nothing_to_probe(adapters: list[Ad
 
 async def test_tokens_a_second_are_those_of_all_streams(adapters: list[AdapterVersion]) -> None:
     args = argparse.Namespace(streams=4, tokens=20, prompt=4, seed=0)
-    rate, apart_s = await tokens_per_s(Metronome(), [None, adapters[0]], args, 100)
-    assert 200 < rate < 4 * 220
-    assert 0 <= apart_s < 1
+    traces = await at_once(Metronome(), [None, adapters[0]], args, 100)
+    assert 200 < tokens_per_s(traces) < 4 * 220
+
+
+async def test_first_tokens_lie_as_far_apart_as_the_slowest_is_late(adapters: list[AdapterVersion]) -> None:
+    args = argparse.Namespace(streams=4, tokens=2, prompt=4, seed=0)
+    traces = await at_once(Metronome(slow=adapters[0].name), [None, adapters[0]], args, 100)
+    assert 150 < apart_ms(traces) < 400
 
 
 def test_gaps_are_those_that_end_inside() -> None:
